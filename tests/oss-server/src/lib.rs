@@ -1,0 +1,1 @@
+//! An OSS endpoint in memory.

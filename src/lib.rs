@@ -1,3 +1,23 @@
-//! ossvp fills a volume with the objects of an OSS prefix and vouches for it.
+//! ossvp fills a volume with the objects of an Alibaba Cloud OSS prefix, before any workload mounts
+//! it, and vouches for every byte.
+//!
+//! The modules, in the order in which data passes them:
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`cli`] | the top of the command line |
+//! | [`handoff`] | what is asked of a worker and what it answers: arguments, exit codes, marker, outcome |
+//! | [`keys`] | the names of things: bucket, prefix, key, path in the volume |
+//! | [`store`] | the source: OSS and S3 over HTTP, or a local directory |
+//! | [`worker`] | list, plan, fetch, verify, write, commit, mark |
+//! | [`telemetry`] | logs |
+//!
+//! Dependencies point one way: `main -> cli -> worker -> {handoff, store} -> keys`. [`handoff`],
+//! [`keys`] and the files of [`worker`] that say so are pure: no clock, no environment, no I/O.
+
+pub mod cli;
+pub mod handoff;
 pub mod keys;
 pub mod store;
+pub mod telemetry;
+pub mod worker;

@@ -1,1 +1,154 @@
-fn main() {}
+//! Parses the command line, runs what it asks for, and ends with the exit code that says how it
+//! went.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode as ProcessCode;
+use std::time::Duration;
+
+use clap::Parser;
+use ossvp::cli::{Cli, Command, LogArgs};
+use ossvp::handoff::{ByteSize, ExitCode, Outcome, PopulateArgs, VerifyArgs};
+use ossvp::worker::{self, Ended, Options, Stop};
+use ossvp::telemetry;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::level_filters::LevelFilter;
+
+fn main() -> ProcessCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let Cli { command, log: LogArgs { log_format, verbose } } = cli;
+    telemetry::init(log_format, verbose, LevelFilter::INFO);
+    match command {
+        Command::Populate(args) => populate(*args),
+        Command::Verify(args) => verify(&args),
+    }
+    .into()
+}
+
+/// What clap says, and the exit code; an outcome is owed at every exit, also at this one.
+fn usage(error: &clap::Error) -> ProcessCode {
+    // stderr or stdout gone: there is no one to tell
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ProcessCode::SUCCESS;
+    }
+    if let Some(path) = outcome_path() {
+        let text = error.to_string();
+        let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        let _ = std::fs::write(path, Outcome::new(ExitCode::Usage, line, "").to_json());
+    }
+    ExitCode::Usage.into()
+}
+
+/// `--outcome` of a command line that could not be parsed.
+fn outcome_path() -> Option<PathBuf> {
+    let mut args = std::env::args_os().skip(1);
+    while let Some(arg) = args.next() {
+        if arg == "--outcome" {
+            return args.next().map(PathBuf::from);
+        }
+        if let Some(path) = arg.to_str().and_then(|arg| arg.strip_prefix("--outcome=")) {
+            return Some(PathBuf::from(path));
+        }
+    }
+    std::env::var_os("OSSVP_OUTCOME").map(PathBuf::from)
+}
+
+fn fail(message: &str, code: ExitCode) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "ossvp: {message}");
+    code
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
+
+fn populate(args: PopulateArgs) -> ExitCode {
+    let outcome = args.outcome.clone();
+    let options = match Options::new(args) {
+        Ok(options) => options,
+        Err(error) => {
+            let message = chain(&error);
+            if let Some(path) = outcome {
+                let _ = std::fs::write(path, Outcome::new(ExitCode::Usage, &message, "").to_json());
+            }
+            return fail(&message, ExitCode::Usage);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start: {error}"), ExitCode::Unexpected),
+    };
+    let ended = runtime.block_on(async {
+        let (sender, stop) = Stop::channel();
+        for (kind, code) in [
+            (SignalKind::interrupt(), ExitCode::Interrupted),
+            (SignalKind::terminate(), ExitCode::Terminated),
+        ] {
+            let sender = sender.clone();
+            match signal(kind) {
+                Ok(mut signals) => drop(tokio::spawn(async move {
+                    while signals.recv().await.is_some() {
+                        sender.send_replace(Some(code));
+                    }
+                })),
+                Err(error) => tracing::warn!(%error, "signals cannot be caught"),
+            }
+        }
+        worker::run(options, stop).await
+    });
+    // a file call that hangs must not hold the exit; nothing behind it is committed any more
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    show(&ended);
+    ended.code
+}
+
+/// One line for people on stderr; a plan goes to stdout.
+fn show(ended: &Ended) {
+    if let Some(message) = ended.message() {
+        let code = ended.code;
+        fail(&message, code);
+        return;
+    }
+    if let Some(plan) = &ended.plan {
+        let mut out = std::io::stdout().lock();
+        let _ = ossvp::worker::print_plan(&mut out, plan);
+    }
+    if let Some(marker) = &ended.marker {
+        let tally = &marker.verified;
+        let what = if ended.already_complete { "already complete" } else { "complete" };
+        let unverified = tally.unverified + tally.off;
+        let line = format!(
+            "{what}: {} objects, {} bytes, {} verified, {unverified} unverified",
+            marker.objects,
+            marker.bytes,
+            tally.verified(),
+        );
+        let rate = ByteSize::new(marker.bytes_per_s / 1_000_000 * 1_000_000);
+        let seconds = ended.figures.seconds;
+        let _ = match ended.already_complete {
+            true => writeln!(std::io::stderr(), "ossvp: {line}"),
+            false => writeln!(std::io::stderr(), "ossvp: {line}, in {seconds:.1} s ({rate}/s)"),
+        };
+    }
+}
+
+fn verify(args: &VerifyArgs) -> ExitCode {
+    let differs = |difference: &str| {
+        let _ = writeln!(std::io::stdout(), "{difference}");
+    };
+    match worker::audit(&args.volume, &differs) {
+        Ok(audit) => {
+            let line = format!(
+                "{} files and {} bytes are as they were committed, {} differences",
+                audit.intact, audit.bytes, audit.differences
+            );
+            fail(&line, audit.exit_code())
+        }
+        Err(failure) => fail(&chain(&failure), failure.exit_code()),
+    }
+}

@@ -1,0 +1,487 @@
+//! The worker: fills a volume.
+//!
+//! ```text
+//! list -> layout -> plan -> fetch -> verify -> write -> commit -> marker
+//! ```
+//!
+//! The listing comes page by page in key order, each key gets its place, the plan merges it with
+//! what the volume holds, requests fetch what is missing, and a file gets its name only once it is
+//! whole and checked. Nothing here grows with the number or the size of objects.
+
+mod audit;
+mod cap;
+mod commit;
+mod failure;
+mod fetch;
+mod inspect;
+mod large;
+pub mod layout;
+mod list;
+mod manifest;
+mod options;
+mod pace;
+mod plan;
+mod progress;
+mod report;
+mod sort;
+mod sums;
+mod verify;
+mod volume;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::handoff::{ExitCode, MARKER_VERSION, Marker, Plan, VerifyMode};
+use crate::store::Source;
+
+pub use audit::{Audit, audit};
+pub use cap::{Cap, Capped};
+pub use failure::Failure;
+pub use options::{Options, OptionsError};
+pub use report::{Ended, print_plan};
+
+use commit::{Committed, Ledger};
+use fetch::{Fetcher, blocking};
+use inspect::{History, Past};
+use list::Listing;
+use pace::Pace;
+use plan::{Action, Capacity, Demands, Planner};
+use progress::{Counters, Display};
+use report::Watch;
+use sort::SpillFile;
+use sums::Sums;
+use volume::Volume;
+
+/// How far the plan may run ahead of the requests.
+const AHEAD: usize = 256;
+/// How often the file system is synced during a run, so that a power cut costs at most this much
+/// work. The kernel writes dirty pages back after 30 s anyway (`vm.dirty_expire_centisecs`).
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+
+/// Tells a run to stop, and with which exit code.
+#[derive(Debug, Clone)]
+pub struct Stop(watch::Receiver<Option<ExitCode>>);
+
+impl Stop {
+    /// A way to stop a run: send the exit code that it shall end with.
+    pub fn channel() -> (watch::Sender<Option<ExitCode>>, Self) {
+        let (sender, receiver) = watch::channel(None);
+        (sender, Self(receiver))
+    }
+
+    async fn asked(&mut self) -> ExitCode {
+        match self.0.wait_for(Option::is_some).await.map(|code| *code) {
+            Ok(Some(code)) => code,
+            // no one is left who could ask
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Does what `options` ask for, until it is done or `stop` is asked for.
+pub async fn run(options: Options, mut stop: Stop) -> Ended {
+    let options = Arc::new(options);
+    let watch = Arc::new(Watch::new());
+    let result = tokio::select! {
+        biased;
+        code = stop.asked() => Err(Failure::Interrupted(code)),
+        result = perform(&options, &watch) => result,
+    };
+    report::ended(&options, &watch, result)
+}
+
+/// What a run that did not fail has to show.
+#[derive(Debug)]
+pub(crate) enum Success {
+    Filled(Box<Marker>),
+    AlreadyComplete(Box<Marker>),
+    Planned(Plan),
+}
+
+async fn perform(options: &Arc<Options>, watch: &Arc<Watch>) -> Result<Success, Failure> {
+    let source = open_source(options, watch)?;
+    if options.dry_run {
+        return dry_run(options, watch, &source).await.map(Success::Planned);
+    }
+    let Some(path) = options.volume.clone() else {
+        return Err(Failure::Unexpected("a volume is needed".to_owned()));
+    };
+    let volume = blocking(move || Ok(Arc::new(Volume::open(&path)?))).await?;
+    if let Some(marker) = standing(options, &volume)? {
+        return Ok(Success::AlreadyComplete(Box::new(marker)));
+    }
+    match fill(options, watch, &source, &volume, options.plan_first).await {
+        Err(Failure::OutOfOrder { previous, key }) if !options.plan_first => {
+            tracing::warn!(%previous, %key, "listing out of order: sorting it first");
+            fill(options, watch, &source, &volume, true).await
+        }
+        filled => filled,
+    }
+    .map(|marker| Success::Filled(Box::new(marker)))
+}
+
+fn open_source(options: &Options, watch: &Watch) -> Result<Source, Failure> {
+    let source = Source::open(&options.source, &options.connection)?;
+    watch.reads(source.meter());
+    Ok(match options.throughput {
+        None => source,
+        Some(rate) => {
+            let cap = Arc::new(Cap::new(rate));
+            watch.caps(Arc::clone(&cap));
+            source.decorate(|objects| Arc::new(Capped::new(objects, cap)))
+        }
+    })
+}
+
+fn demands(options: &Options) -> Demands {
+    Demands { verify: options.verify, sha256: options.sha256 }
+}
+
+/// The marker that stands, if it says everything that is asked for. One that says less is removed:
+/// what is missing will be done.
+fn standing(options: &Options, volume: &Volume) -> Result<Option<Marker>, Failure> {
+    let marker = match inspect::marker(volume) {
+        Ok(Some(marker)) => marker,
+        Ok(None) => return Ok(None),
+        Err(Failure::Version { .. }) if options.force => {
+            volume.remove_own(inspect::MARKER)?;
+            return Ok(None);
+        }
+        Err(failure) => return Err(failure),
+    };
+    let same = marker.source == options.identity && marker.shard == options.shard;
+    if !same && !options.force {
+        return Err(Failure::Foreign {
+            partial: false,
+            held: marker.source.to_string(),
+            asked: options.identity.to_string(),
+        });
+    }
+    let verified = match options.verify {
+        VerifyMode::Off => true,
+        VerifyMode::Auto => marker.verified.off == 0,
+        VerifyMode::Require => marker.verified.off + marker.verified.unverified == 0,
+    };
+    if same && verified && (marker.sha256 || !options.sha256) && !options.force {
+        return Ok(Some(marker));
+    }
+    volume.remove_own(inspect::MARKER)?;
+    Ok(None)
+}
+
+/// What earlier runs of the same source left. Another source's files are removed with `--force`,
+/// else they are an error.
+fn remaining(options: &Options, volume: &Arc<Volume>, boot: &str) -> Result<History, Failure> {
+    let past = match inspect::past(volume, boot, volume.spill()) {
+        Ok(Some(past)) => past,
+        Ok(None) => return Ok(History::none()),
+        Err(Failure::Version { .. }) if options.force => return Ok(History::none()),
+        Err(failure) => return Err(failure),
+    };
+    let Past { identity, mut history } = past;
+    if identity == options.identity {
+        return Ok(history);
+    }
+    if !options.force {
+        return Err(Failure::Foreign {
+            partial: true,
+            held: identity.to_string(),
+            asked: options.identity.to_string(),
+        });
+    }
+    while let Some(held) = history.next()? {
+        match held {
+            inspect::Held::File { record, .. } => {
+                volume.remove(&record.path, false)?;
+                volume.remove_empty_parents(&record.path)?;
+            }
+            inspect::Held::Directory { path, .. } => volume.remove(&path, true)?,
+        }
+    }
+    volume.remove_own(inspect::MANIFEST)?;
+    volume.clean_staged(|_| false)?;
+    Ok(History::none())
+}
+
+/// Whether a staged file may be of use to this run: those of large objects, which are named by
+/// their key.
+fn resumable(name: &str) -> bool {
+    let name = name.strip_suffix(large::PARTS).unwrap_or(name);
+    name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Fills the volume: the pipeline.
+async fn fill(
+    options: &Arc<Options>,
+    watch: &Arc<Watch>,
+    source: &Source,
+    volume: &Arc<Volume>,
+    sort_first: bool,
+) -> Result<Marker, Failure> {
+    let started = Utc::now();
+    let counters = watch.begin();
+    let boot = inspect::boot_id();
+    let (history, capacity, ledger) = blocking({
+        let (options, volume) = (Arc::clone(options), Arc::clone(volume));
+        let counters = Arc::clone(&counters);
+        move || {
+            let history = remaining(&options, &volume, &boot)?;
+            let reserved = volume.clean_staged(resumable)?;
+            let capacity = capacity(&volume, &history, reserved)?;
+            let ledger = Ledger::open(&volume, &counters, &options.identity, &history, &boot)?;
+            Ok((history, capacity, Arc::new(ledger)))
+        }
+    })
+    .await?;
+
+    let _display = Display::start(options.progress, Arc::clone(&counters));
+    let pace = Pace::new(options.concurrency);
+    let _steering = Aside::spawn(Arc::clone(&pace).steer(Arc::clone(&counters), source.meter()));
+    let _sampling = Aside::spawn(Arc::clone(watch).sample(Arc::clone(&pace)));
+    let _checkpoints = Aside::spawn(checkpoints(Arc::clone(&ledger)));
+
+    let listing = list(options, source, &counters, sort_first.then(|| volume.spill())).await?;
+    let sums = stated_sums(options, source, volume.spill()).await?;
+    let planner = Planner::new(
+        listing,
+        history,
+        sums,
+        demands(options),
+        Some(capacity),
+        Some(Arc::clone(volume)),
+        Arc::clone(&counters),
+    );
+    let (planning, actions) = plan_ahead(planner, Arc::clone(watch));
+    let fetcher =
+        Fetcher::new(source, volume, &ledger, &counters, options, demands(options));
+    let committed = fetcher.carry_out(actions, &pace).await?;
+    let listing_digest = planning.finish().await?.listing_digest();
+    watch.fetched();
+    if counters.listed_objects.load(Relaxed) == 0 && !options.allow_empty {
+        return Err(Failure::NothingListed(options.source.to_string()));
+    }
+    let done = Done { ledger, volume: Arc::clone(volume), listing_digest, started, committed };
+    complete(options, watch, &counters, done).await
+}
+
+/// The listing in key order: streamed, or read to its end and sorted first.
+async fn list(
+    options: &Options,
+    source: &Source,
+    counters: &Arc<Counters>,
+    sort_first: Option<SpillFile>,
+) -> Result<Listing, Failure> {
+    let counters = Arc::clone(counters);
+    let filter = Arc::clone(&options.filter);
+    match sort_first {
+        None => Ok(Listing::streamed(source, options, filter, counters)),
+        Some(spill) => Listing::spooled(source, options, filter, counters, spill).await,
+    }
+}
+
+async fn stated_sums(
+    options: &Options,
+    source: &Source,
+    spill: SpillFile,
+) -> Result<Sums, Failure> {
+    if !options.sha256 || options.verify == VerifyMode::Off {
+        return Ok(Sums::default());
+    }
+    Sums::fetch(source, &options.source.prefix(), spill).await
+}
+
+fn capacity(volume: &Volume, history: &History, reserved: u64) -> Result<Capacity, Failure> {
+    let room = volume.room()?;
+    Ok(Capacity {
+        bytes: room.available.saturating_add(history.bytes).saturating_add(reserved),
+        files: room.files.map(|files| files.saturating_add(history.files)),
+    })
+}
+
+/// A task that ends with its owner.
+#[derive(Debug)]
+struct Aside<T>(JoinHandle<T>);
+
+impl<T: Send + 'static> Aside<T> {
+    fn spawn(task: impl Future<Output = T> + Send + 'static) -> Self {
+        Self(tokio::spawn(task))
+    }
+}
+
+impl Aside<Option<Planner>> {
+    async fn finish(mut self) -> Result<Planner, Failure> {
+        let planner = (&mut self.0).await.ok().flatten();
+        planner.ok_or_else(|| Failure::Unexpected("the plan was not finished".to_owned()))
+    }
+}
+
+impl<T> Drop for Aside<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Plans on a task of its own, so that the listing goes on while requests are under way.
+fn plan_ahead(
+    mut planner: Planner,
+    watch: Arc<Watch>,
+) -> (Aside<Option<Planner>>, mpsc::Receiver<Result<Action, Failure>>) {
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let planning = Aside::spawn(async move {
+        while let Some(action) = planner.next().await.transpose() {
+            let failed = action.is_err();
+            if sender.send(action).await.is_err() || failed {
+                return None;
+            }
+        }
+        watch.listed();
+        Some(planner)
+    });
+    (planning, receiver)
+}
+
+async fn checkpoints(ledger: Arc<Ledger>) {
+    loop {
+        tokio::time::sleep(CHECKPOINT_EVERY).await;
+        let ledger = Arc::clone(&ledger);
+        // a failed sync shows again at the end, where it counts
+        if let Err(error) = blocking(move || ledger.checkpoint()).await {
+            tracing::warn!(%error, "checkpoint failed");
+        }
+    }
+}
+
+struct Done {
+    ledger: Arc<Ledger>,
+    volume: Arc<Volume>,
+    listing_digest: String,
+    started: DateTime<Utc>,
+    committed: Committed,
+}
+
+/// Settles the manifest, syncs, and writes the marker, in this order.
+async fn complete(
+    options: &Arc<Options>,
+    watch: &Arc<Watch>,
+    counters: &Arc<Counters>,
+    done: Done,
+) -> Result<Marker, Failure> {
+    let Done { ledger, volume, listing_digest, started, committed } = done;
+    let (options, watch, counters) = (Arc::clone(options), Arc::clone(watch), Arc::clone(counters));
+    blocking(move || {
+        volume.clean_staged(|_| false)?;
+        let manifest_sha256 = ledger.settle(options.sha256)?;
+        let syncing = Instant::now();
+        volume.sync()?;
+        watch.synced(syncing.elapsed());
+        let totals = ledger.totals();
+        let finished = Utc::now();
+        let seconds = (finished - started).as_seconds_f64().max(1e-3);
+        let marker = Marker {
+            version: MARKER_VERSION,
+            source: options.identity.clone(),
+            objects: totals.objects,
+            bytes: totals.bytes,
+            directories: totals.directories,
+            skipped: counters.skipped.load(Relaxed),
+            unmappable: counters.unmappable.load(Relaxed),
+            verified: totals.tally,
+            sha256: options.sha256,
+            manifest_sha256,
+            listing_digest,
+            shard: options.shard,
+            started: started.to_rfc3339(),
+            finished: finished.to_rfc3339(),
+            bytes_per_s: (counters.fetched_bytes.load(Relaxed) as f64 / seconds) as u64,
+            ossvp_version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        ledger.mark(&marker, &committed)?;
+        Ok(marker)
+    })
+    .await
+}
+
+/// Lists and plans, and writes nothing.
+async fn dry_run(
+    options: &Arc<Options>,
+    watch: &Arc<Watch>,
+    source: &Source,
+) -> Result<Plan, Failure> {
+    let counters = watch.begin();
+    let (history, capacity) = blocking({
+        let options = Arc::clone(options);
+        move || what_is_there(&options)
+    })
+    .await?;
+    let _display = Display::start(options.progress, Arc::clone(&counters));
+    let sort_first = options.plan_first.then(sort::temporary);
+    let listing = list(options, source, &counters, sort_first).await?;
+    let sums = stated_sums(options, source, sort::temporary()).await?;
+    let mut planner = Planner::new(
+        listing,
+        history,
+        sums,
+        demands(options),
+        // the plan says whether it fits; it does not stop there
+        None,
+        None,
+        Arc::clone(&counters),
+    );
+    let mut plan = Plan::default();
+    while let Some(action) = planner.next().await? {
+        match action {
+            Action::Fetch { entry, .. } => {
+                plan.count(entry.size);
+                plan.fetch_objects += 1;
+                plan.fetch_bytes += entry.size;
+            }
+            Action::Keep(record) | Action::Reread { record, .. } => plan.count(record.size),
+            Action::MakeDirectory { .. } => plan.directories += 1,
+            Action::Remove(_) => plan.remove_objects += 1,
+        }
+    }
+    watch.listed();
+    if counters.listed_objects.load(Relaxed) == 0 && !options.allow_empty {
+        return Err(Failure::NothingListed(options.source.to_string()));
+    }
+    plan.skipped = counters.skipped.load(Relaxed);
+    plan.unmappable = counters.unmappable.load(Relaxed);
+    if let Some(Capacity { bytes, files }) = capacity {
+        plan.capacity = Some(bytes);
+        plan.fits = Some(plan.bytes <= bytes && files.is_none_or(|files| plan.objects <= files));
+    }
+    Ok(plan)
+}
+
+/// What a dry run finds on the volume: history and capacity, if there is a volume.
+fn what_is_there(options: &Options) -> Result<(History, Option<Capacity>), Failure> {
+    let Some(path) = &options.volume else { return Ok((History::none(), None)) };
+    if let Some(volume) = Volume::look(path)? {
+        let past = inspect::past(&volume, &inspect::boot_id(), sort::temporary())?;
+        let history = match past {
+            Some(Past { identity, history }) if identity == options.identity => history,
+            Some(Past { identity, .. }) if !options.force => {
+                return Err(Failure::Foreign {
+                    partial: inspect::marker(&volume)?.is_none(),
+                    held: identity.to_string(),
+                    asked: options.identity.to_string(),
+                });
+            }
+            _ => History::none(),
+        };
+        let capacity = capacity(&volume, &history, 0)?;
+        return Ok((history, Some(capacity)));
+    }
+    // not made yet: it will be where its parent is
+    let there = [Some(path.as_path()), path.parent()].into_iter().flatten();
+    let there = there.map(|at| if at.as_os_str().is_empty() { ".".as_ref() } else { at });
+    let room = there.filter_map(|at| std::fs::File::open(at).ok()).map(volume::room).next();
+    let capacity = room.transpose()?.map(|room| Capacity { bytes: room.available, files: room.files });
+    Ok((History::none(), capacity))
+}

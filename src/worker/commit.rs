@@ -1,0 +1,485 @@
+//! Commits: a staged file gets its name, and the manifest gets its line. At the end, the marker.
+
+use std::fs::File;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{FileType, OFlags};
+use sha2::{Digest, Sha256};
+
+use super::failure::Failure;
+use super::inspect::{Held, History, Lines, MANIFEST, MARKER};
+use super::list::{Entry, Target};
+use super::manifest::{FileRecord, Line, VERSION, hex};
+use super::progress::Counters;
+use super::sort::Sorter;
+use super::sums;
+use super::verify::Digests;
+use super::volume::{Published, Volume, VolumeError, errno};
+use crate::handoff::{Checked, Marker, SourceIdentity, Tally};
+use crate::keys::VolumePath;
+
+pub(crate) const SUMS: &str = "SHA256SUMS";
+
+/// Proof that so many files stand under their own names, whole and checked, and that the manifest
+/// says so. Only this module makes one that proves anything, and a marker takes nothing less.
+#[derive(Debug, Default)]
+#[must_use = "a commit that is not counted is missing from the marker"]
+pub(crate) struct Committed(u64);
+
+impl Committed {
+    /// Both proofs in one.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+}
+
+/// A staged file, complete, that may get its name.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// Its name among the staged files.
+    pub(crate) name: String,
+    pub(crate) file: std::os::fd::OwnedFd,
+    pub(crate) digests: Digests,
+    pub(crate) checked: Checked,
+}
+
+/// Keeps the manifest.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    volume: Arc<Volume>,
+    counters: Arc<Counters>,
+    folds_names: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    file: File,
+    end: u64,
+    /// Where the lines end that are known to be on the device.
+    synced: u64,
+    /// Whether lines were superseded, so that the manifest must be written anew at the end.
+    superseded: bool,
+    committed: u64,
+    bytes: u64,
+    directories: u64,
+    tally: Tally,
+}
+
+/// What was committed in all.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Totals {
+    pub(crate) objects: u64,
+    pub(crate) bytes: u64,
+    pub(crate) directories: u64,
+    pub(crate) tally: Tally,
+}
+
+impl Ledger {
+    /// Opens the manifest behind its last valid line, or begins one.
+    pub(crate) fn open(
+        volume: &Arc<Volume>,
+        counters: &Arc<Counters>,
+        identity: &SourceIdentity,
+        history: &History,
+        boot: &str,
+    ) -> Result<Self, Failure> {
+        let file = volume.open_own(MANIFEST, OFlags::CREATE | OFlags::RDWR)?;
+        file.set_len(history.end).map_err(|error| volume.writing(MANIFEST, 0, errno(&error)))?;
+        let ledger = Self {
+            volume: Arc::clone(volume),
+            counters: Arc::clone(counters),
+            folds_names: volume.folds_names()?,
+            state: Mutex::new(State {
+                file,
+                end: history.end,
+                synced: 0,
+                superseded: !history.is_none(),
+                committed: 0,
+                bytes: 0,
+                directories: 0,
+                tally: Tally::default(),
+            }),
+        };
+        let mut state = ledger.state();
+        if history.is_none() {
+            let identity = Box::new(identity.clone());
+            ledger.append(&mut state, &Line::Header { version: VERSION, identity })?;
+        }
+        if let Some(from) = history.note_untrusted {
+            ledger.append(&mut state, &Line::Untrusted { from })?;
+        }
+        let at = chrono::Utc::now().to_rfc3339();
+        ledger.append(&mut state, &Line::Begin { boot: boot.to_owned(), at })?;
+        drop(state);
+        Ok(ledger)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        // a panic elsewhere ends the run; what was appended is valid line by line
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn append(&self, state: &mut State, line: &Line) -> Result<(), Failure> {
+        let bytes = line.encode();
+        // one write a line: a kill between two lines loses none, in one tears only the last
+        std::os::unix::fs::FileExt::write_all_at(&state.file, &bytes, state.end)
+            .map_err(|error| self.volume.writing(MANIFEST, bytes.len() as u64, errno(&error)))?;
+        state.end += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Gives a finished staged file its name, and records it.
+    pub(crate) fn commit(
+        &self,
+        entry: &Entry,
+        finished: Finished,
+        replaces: bool,
+    ) -> Result<Committed, Failure> {
+        let Target::File(path) = &entry.target else {
+            return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
+        };
+        let Finished { name, file, digests, checked } = finished;
+        match self.volume.publish(&name, file, path, entry.modified_ms)? {
+            Published::New => {}
+            Published::Exists => self.take_place(entry, path, &name, &digests, replaces)?,
+        }
+        let record = FileRecord {
+            relative: entry.relative.clone(),
+            path: path.clone(),
+            size: digests.length,
+            etag: entry.etag.clone(),
+            modified_ms: entry.modified_ms,
+            crc64: digests.crc64,
+            checked,
+            sha256: digests.sha256,
+        };
+        self.record(record)
+    }
+
+    /// Records a file that stands under its name, checked.
+    pub(crate) fn record(&self, record: FileRecord) -> Result<Committed, Failure> {
+        let line = Line::File(Box::new(record));
+        let mut state = self.state();
+        self.append(&mut state, &line)?;
+        let Line::File(record) = line else { unreachable!("it was made one above") };
+        Ok(count(&mut state, &record, &self.counters))
+    }
+
+    /// Counts a file that an earlier run committed.
+    pub(crate) fn keep(&self, record: &FileRecord) -> Committed {
+        self.counters.kept_objects.fetch_add(1, Relaxed);
+        self.counters.done_bytes.fetch_add(record.size, Relaxed);
+        count(&mut self.state(), record, &self.counters)
+    }
+
+    /// Makes a directory, and records it unless it is `kept`.
+    pub(crate) fn directory(&self, entry: &Entry, kept: bool) -> Result<(), Failure> {
+        let Target::Directory(path) = &entry.target else {
+            return Err(Failure::Unexpected(format!("{} is no directory", entry.key)));
+        };
+        self.volume.make_directory(path)?;
+        let mut state = self.state();
+        state.directories += 1;
+        if kept {
+            return Ok(());
+        }
+        let line = Line::Directory { relative: entry.relative.clone(), path: path.clone() };
+        self.append(&mut state, &line)
+    }
+
+    /// Removes what the source does not list any more.
+    pub(crate) fn remove(&self, held: &Held) -> Result<(), Failure> {
+        match held {
+            Held::File { record, .. } => {
+                self.volume.remove(&record.path, false)?;
+                self.volume.remove_empty_parents(&record.path)?;
+            }
+            Held::Directory { path, .. } => self.volume.remove(path, true)?,
+        }
+        self.counters.removed_objects.fetch_add(1, Relaxed);
+        let mut state = self.state();
+        self.append(&mut state, &Line::Gone { relative: held.relative().to_owned() })
+    }
+
+    /// The staged file `name` takes the place of what stands at `path`.
+    fn take_place(
+        &self,
+        entry: &Entry,
+        path: &VolumePath,
+        name: &str,
+        digests: &Digests,
+        replaces: bool,
+    ) -> Result<(), Failure> {
+        let stands = self.volume.stat(path)?;
+        let kind = stands.map(|stat| FileType::from_raw_mode(stat.st_mode));
+        if kind.is_some_and(FileType::is_dir) {
+            // the listing has this key as a file, so nothing below it is listed: what earlier
+            // runs committed there is stale
+            self.clear_directory(path)?;
+        } else if !replaces {
+            if let Some(stands) = stands
+                && self.folds_names
+                && let Some(other) = self.same_file(path, stands.st_ino, stands.st_size as u64)?
+            {
+                return Err(Failure::OnePath { key: entry.key.clone(), other });
+            }
+            if kind.is_some_and(FileType::is_file) && !self.has_bytes(path, digests)? {
+                tracing::warn!(path = path.as_str(), "replaced a file that was not ossvp's");
+            }
+        }
+        Ok(self.volume.replace(name, path)?)
+    }
+
+    /// Another path of a committed file that is this very file; a file system that folds names
+    /// gives two keys one file.
+    fn same_file(
+        &self,
+        path: &VolumePath,
+        inode: u64,
+        size: u64,
+    ) -> Result<Option<VolumePath>, Failure> {
+        let Some(file) = self.volume.read_own(MANIFEST)? else { return Ok(None) };
+        let mut lines = Lines::new(file)?;
+        while let Some((_, line)) = lines.next()? {
+            if let Line::File(record) = line
+                && record.size == size
+                && record.path != *path
+                && self.volume.stat(&record.path)?.is_some_and(|stat| stat.st_ino == inode)
+            {
+                return Ok(Some(record.path));
+            }
+        }
+        Ok(None)
+    }
+
+    fn has_bytes(&self, path: &VolumePath, digests: &Digests) -> Result<bool, Failure> {
+        let Some(found) = read_digests(&self.volume, path, super::verify::Wanted::default())?
+        else {
+            return Ok(false);
+        };
+        Ok(found.length == digests.length && found.crc64 == digests.crc64)
+    }
+
+    /// Removes committed files below the directory `path` and then the directory, which must be
+    /// empty by then: others' files are not ours to remove.
+    fn clear_directory(&self, path: &VolumePath) -> Result<(), Failure> {
+        let below = format!("{}/", path.as_str());
+        if let Some(file) = self.volume.read_own(MANIFEST)? {
+            let mut lines = Lines::new(file)?;
+            while let Some((_, line)) = lines.next()? {
+                match line {
+                    Line::File(record) if record.path.as_str().starts_with(&below) => {
+                        self.volume.remove(&record.path, false)?;
+                        self.volume.remove_empty_parents(&record.path)?;
+                    }
+                    Line::Directory { path: made, .. } if made.as_str().starts_with(&below) => {
+                        self.volume.remove(&made, true)?;
+                        self.volume.remove_empty_parents(&made)?;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(self.volume.remove(path, true)?)
+    }
+
+    /// Syncs the file system, and notes up to where the manifest can be trusted after a power cut.
+    pub(crate) fn checkpoint(&self) -> Result<(), Failure> {
+        let end = {
+            let state = self.state();
+            if state.synced == state.end {
+                return Ok(());
+            }
+            state.end
+        };
+        // lines that are appended meanwhile are not vouched for
+        self.volume.sync()?;
+        let mut state = self.state();
+        self.append(&mut state, &Line::Synced { before: end })?;
+        if end + Line::Synced { before: end }.encode().len() as u64 == state.end {
+            state.synced = state.end;
+        }
+        Ok(())
+    }
+
+    /// What was committed so far.
+    pub(crate) fn totals(&self) -> Totals {
+        let state = self.state();
+        Totals {
+            objects: state.committed,
+            bytes: state.bytes,
+            directories: state.directories,
+            tally: state.tally,
+        }
+    }
+
+    /// Settles the manifest: one line a file, and its SHA-256; with `sha256`, also `SHA256SUMS`.
+    pub(crate) fn settle(&self, sha256: bool) -> Result<String, Failure> {
+        let mut state = self.state();
+        if state.superseded {
+            let file = self.compacted(&state.file)?;
+            state.end = file.metadata().map_or(0, |meta| meta.len());
+            state.file = file;
+            state.superseded = false;
+        }
+        let mut sums = match sha256 {
+            true => {
+                let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY;
+                Some(BufWriter::new(self.volume.open_own("SHA256SUMS.new", flags)?))
+            }
+            false => None,
+        };
+        let reader = self.volume.open_own(MANIFEST, OFlags::RDONLY)?;
+        let mut lines = Lines::new(reader)?;
+        let mut digest = Sha256::new();
+        while let Some((_, line)) = lines.next()? {
+            digest.update(lines.raw());
+            if let (Some(sums), Line::File(record)) = (&mut sums, &line)
+                && let Some(sha256) = &record.sha256
+            {
+                sums.write_all(sums::line(sha256, record.path.as_str()).as_bytes())
+                    .map_err(|error| self.volume.writing(SUMS, 0, errno(&error)))?;
+            }
+        }
+        if lines.end() != state.end {
+            return Err(Failure::Unexpected("the manifest does not read back".to_owned()));
+        }
+        match sums {
+            Some(sums) => {
+                let file = sums
+                    .into_inner()
+                    .map_err(|error| self.volume.writing(SUMS, 0, errno(error.error())))?;
+                self.volume.settle_own("SHA256SUMS.new", SUMS, &file)?;
+            }
+            None => self.volume.remove_own(SUMS)?,
+        }
+        Ok(hex(&digest.finalize()))
+    }
+
+    /// Writes the manifest anew, in key order, the last line of each key only.
+    fn compacted(&self, file: &File) -> Result<File, Failure> {
+        let wrong = |error: std::io::Error| -> Failure {
+            self.volume.writing(MANIFEST, 0, errno(&error)).into()
+        };
+        let mut lines = Lines::new(file.try_clone().map_err(wrong)?)?;
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR;
+        let draft = self.volume.open_own("manifest.new", flags)?;
+        let mut out = BufWriter::with_capacity(1 << 17, draft);
+        let mut sorter = Sorter::new(self.volume.spill());
+        let mut begin = Vec::new();
+        while let Some((_, line)) = lines.next()? {
+            match &line {
+                Line::Header { .. } => out.write_all(lines.raw()).map_err(wrong)?,
+                Line::Begin { .. } => begin = lines.raw().to_vec(),
+                Line::File(record) => {
+                    sorter.push(record.relative.as_bytes(), lines.raw()).map_err(wrong)?;
+                }
+                Line::Directory { relative, .. } => {
+                    sorter.push(relative.as_bytes(), lines.raw()).map_err(wrong)?;
+                }
+                Line::Gone { relative } => {
+                    sorter.push(relative.as_bytes(), b"").map_err(wrong)?;
+                }
+                Line::Synced { .. } | Line::Untrusted { .. } => {}
+            }
+        }
+        out.write_all(&begin).map_err(wrong)?;
+        let mut sorted = sorter.finish().map_err(wrong)?;
+        let mut pending: Option<(Vec<u8>, Vec<u8>)> = None;
+        loop {
+            let next = sorted.next().map_err(wrong)?;
+            if let Some((key, line)) = pending.take()
+                && next.as_ref().is_none_or(|(next_key, _)| *next_key != key)
+            {
+                out.write_all(&line).map_err(wrong)?;
+            }
+            if next.is_none() {
+                break;
+            }
+            pending = next;
+        }
+        let mut file = out.into_inner().map_err(|error| wrong(error.into_error()))?;
+        file.seek(SeekFrom::Start(0)).map_err(wrong)?;
+        self.volume.settle_own("manifest.new", MANIFEST, &file)?;
+        Ok(file)
+    }
+
+    /// Writes the marker: the last thing that happens to a volume. `committed` must prove every
+    /// object that the listing has.
+    pub(crate) fn mark(&self, marker: &Marker, committed: &Committed) -> Result<(), Failure> {
+        let listed = self.counters.wanted_objects.load(Relaxed);
+        if committed.0 != listed || marker.objects != listed {
+            return Err(Failure::Unexpected(format!(
+                "{} objects are committed, {listed} were listed",
+                committed.0
+            )));
+        }
+        let text = serde_json::to_string_pretty(marker).expect("plain strings always serialise");
+        Ok(self.volume.write_own(MARKER, text.as_bytes())?)
+    }
+}
+
+fn count(state: &mut State, record: &FileRecord, counters: &Counters) -> Committed {
+    state.committed += 1;
+    state.bytes += record.size;
+    state.tally.count(record.checked);
+    counters.done_objects.fetch_add(1, Relaxed);
+    Committed(1)
+}
+
+/// Bytes read at once when a file is read again.
+const READ_BYTES: usize = 1 << 20;
+
+/// The checksums of the file at `path`, or `None` if there is no such file.
+pub(crate) fn read_digests(
+    volume: &Volume,
+    path: &VolumePath,
+    wanted: super::verify::Wanted,
+) -> Result<Option<Digests>, Failure> {
+    match volume.read(path) {
+        Ok(file) => Ok(Some(digests_of(&file, path.as_str(), 0, u64::MAX, wanted)?)),
+        Err(VolumeError::Call { source, .. })
+            if matches!(
+                source,
+                rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The checksums of at most `length` bytes of `file` from `offset` on.
+pub(crate) fn digests_of(
+    file: &File,
+    path: &str,
+    offset: u64,
+    length: u64,
+    wanted: super::verify::Wanted,
+) -> Result<Digests, Failure> {
+    let mut digester = super::verify::Digester::new(wanted);
+    let mut buffer = vec![0; READ_BYTES.min(usize::try_from(length).unwrap_or(READ_BYTES)).max(1)];
+    while digester.length() < length {
+        let left = usize::try_from(length - digester.length()).unwrap_or(READ_BYTES);
+        let want = left.min(buffer.len());
+        let at = offset + digester.length();
+        match std::os::unix::fs::FileExt::read_at(file, &mut buffer[..want], at) {
+            Ok(0) => break,
+            Ok(read) => digester.update(&buffer[..read]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                return Err(VolumeError::Call {
+                    action: "read",
+                    path: path.to_owned(),
+                    source: errno(&error),
+                }
+                .into());
+            }
+        }
+    }
+    Ok(digester.finish())
+}

@@ -1,0 +1,524 @@
+//! Fetching: what the plan asks for, carried out with as many requests at once as pay.
+//!
+//! The unit of work is one request: a whole object, or one part of a large one. The last part that
+//! arrives checks and commits its object.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use futures::StreamExt;
+use object_store::{GetOptions, GetRange, GetResult, ObjectStore};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::commit::{Committed, Finished, Ledger, digests_of, read_digests};
+use super::failure::Failure;
+use super::large::Large;
+use super::list::{Entry, Target};
+use super::manifest::FileRecord;
+use super::pace::Pace;
+use super::plan::{Action, Demands};
+use super::progress::Counters;
+use super::verify::{Digester, Digests, Expected, Mismatch, Wanted};
+use super::volume::Volume;
+use super::write::{Calls, Staged};
+use super::options::Options;
+use crate::handoff::{Checked, Direct, VerifyMode};
+use crate::keys::{Dialect, VolumePath};
+use crate::store::{Source, Stated, explain, location};
+
+/// How often an object is fetched before its checksum is taken to be really wrong.
+const ATTEMPTS: u32 = 3;
+
+/// What fetching needs; shared by all requests.
+#[derive(Debug)]
+pub(crate) struct Fetcher {
+    objects: Arc<dyn ObjectStore>,
+    dialect: Dialect,
+    pub(super) volume: Arc<Volume>,
+    ledger: Arc<Ledger>,
+    pub(super) calls: Arc<Calls>,
+    counters: Arc<Counters>,
+    options: Arc<Options>,
+    demands: Demands,
+    names: AtomicU64,
+}
+
+/// One request.
+#[derive(Debug)]
+enum Unit {
+    Whole { entry: Entry, replaces: bool },
+    Part { large: Arc<Large>, index: usize },
+    Reread { entry: Entry, record: FileRecord },
+}
+
+/// What came of it.
+#[derive(Debug)]
+enum Done {
+    Committed(Committed),
+    Part,
+    /// An object that turns out to be worth parts.
+    Large(Arc<Large>),
+    /// A file that must be fetched after all.
+    Fetch(Entry),
+}
+
+/// What came of one attempt to fetch a whole object.
+enum Attempt {
+    Finished(Finished),
+    Large(Arc<Large>),
+    Mismatch(Mismatch),
+}
+
+impl Fetcher {
+    pub(crate) fn new(
+        source: &Source,
+        volume: &Arc<Volume>,
+        ledger: &Arc<Ledger>,
+        counters: &Arc<Counters>,
+        options: &Arc<Options>,
+        demands: Demands,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            objects: source.objects(),
+            dialect: source.dialect(),
+            volume: Arc::clone(volume),
+            ledger: Arc::clone(ledger),
+            calls: Arc::default(),
+            counters: Arc::clone(counters),
+            options: Arc::clone(options),
+            demands,
+            names: AtomicU64::new(0),
+        })
+    }
+
+    /// Carries out everything that `actions` brings.
+    ///
+    /// # Errors
+    /// The first failure of the plan or of any request; what is under way is dropped, what is
+    /// committed stays.
+    pub(crate) async fn carry_out(
+        self: &Arc<Self>,
+        mut actions: mpsc::Receiver<Result<Action, Failure>>,
+        pace: &Pace,
+    ) -> Result<Committed, Failure> {
+        let mut requests = JoinSet::new();
+        let result = self.dispatch(&mut actions, pace, &mut requests).await;
+        // nothing is written behind a failure's back
+        requests.shutdown().await;
+        result
+    }
+
+    async fn dispatch(
+        self: &Arc<Self>,
+        actions: &mut mpsc::Receiver<Result<Action, Failure>>,
+        pace: &Pace,
+        requests: &mut JoinSet<Result<Done, Failure>>,
+    ) -> Result<Committed, Failure> {
+        let mut waiting: VecDeque<Unit> = VecDeque::new();
+        let mut larges: VecDeque<(Arc<Large>, usize)> = VecDeque::new();
+        let mut planned = false;
+        let mut committed = Committed::default();
+        loop {
+            if waiting.is_empty()
+                && let Some((large, next)) = larges.front_mut()
+            {
+                waiting.push_back(Unit::Part { large: Arc::clone(large), index: *next });
+                *next += 1;
+                if *next == large.parts() {
+                    larges.pop_front();
+                }
+            }
+            if planned && waiting.is_empty() && requests.is_empty() {
+                return Ok(committed);
+            }
+            tokio::select! {
+                biased;
+                Some(done) = requests.join_next() => {
+                    let done = done.map_err(|error| {
+                        Failure::Unexpected(format!("a request did not finish: {error}"))
+                    })?;
+                    match done? {
+                        Done::Committed(more) => committed = committed.and(more),
+                        Done::Part => {}
+                        Done::Large(large) => larges.push_back((large, 0)),
+                        Done::Fetch(entry) => waiting.push_back(Unit::Whole { entry, replaces: true }),
+                    }
+                }
+                permit = pace.permit(), if !waiting.is_empty() => {
+                    if let Some(unit) = waiting.pop_front() {
+                        let fetcher = Arc::clone(self);
+                        requests.spawn(async move {
+                            let done = fetcher.perform(unit).await;
+                            drop(permit);
+                            done
+                        });
+                    }
+                }
+                action = actions.recv(), if !planned && waiting.is_empty() => match action {
+                    None => planned = true,
+                    Some(action) => match self.calls.run(|| self.begin(action?))? {
+                        Begun::Done(more) => committed = committed.and(more),
+                        Begun::Unit(unit) => waiting.push_back(unit),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what needs no request at once, and makes a unit of what does.
+    fn begin(&self, action: Action) -> Result<Begun, Failure> {
+        Ok(match action {
+            Action::Keep(record) => Begun::Done(self.ledger.keep(&record)),
+            Action::MakeDirectory { entry, kept } => {
+                self.ledger.directory(&entry, kept)?;
+                Begun::Done(Committed::default())
+            }
+            Action::Remove(held) => {
+                self.ledger.remove(&held)?;
+                Begun::Done(Committed::default())
+            }
+            Action::Reread { entry, record } => Begun::Unit(Unit::Reread { entry, record }),
+            Action::Fetch { entry, replaces } => Begun::Unit(Unit::Whole { entry, replaces }),
+        })
+    }
+
+    async fn perform(self: &Arc<Self>, unit: Unit) -> Result<Done, Failure> {
+        match unit {
+            Unit::Whole { entry, replaces } if self.in_parts(&entry) => {
+                let (size, etag) = (entry.size, entry.etag.clone());
+                let large = self.calls.run(|| Large::open(self, entry, replaces, size, etag))?;
+                Ok(Done::Large(large))
+            }
+            Unit::Whole { entry, replaces } => self.whole(entry, replaces).await,
+            Unit::Part { large, index } => self.part(large, index).await,
+            Unit::Reread { entry, record } => self.reread(entry, record).await,
+        }
+    }
+
+    /// Whether an object is fetched in parts; of a symlink the size is not known yet.
+    fn in_parts(&self, entry: &Entry) -> bool {
+        !entry.symlink && entry.size > self.options.part_size
+    }
+
+    async fn get(&self, entry: &Entry, options: GetOptions) -> Result<(GetResult, Stated), Failure> {
+        let answer =
+            self.objects.get_opts(&location(&entry.key), options).await.map_err(explain)?;
+        let stated = answer.extensions.get::<Stated>().cloned().unwrap_or_default();
+        Ok((answer, stated))
+    }
+
+    async fn whole(self: &Arc<Self>, entry: Entry, replaces: bool) -> Result<Done, Failure> {
+        let Target::File(path) = entry.target.clone() else {
+            return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
+        };
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match self.attempt(&entry, &path, replaces).await? {
+                Attempt::Finished(finished) => {
+                    let committed =
+                        self.calls.run(|| self.ledger.commit(&entry, finished, replaces))?;
+                    self.counters.fetched_objects.fetch_add(1, Relaxed);
+                    tracing::debug!(path = path.as_str(), bytes = entry.size, "committed");
+                    return Ok(Done::Committed(committed));
+                }
+                Attempt::Large(large) => return Ok(Done::Large(large)),
+                Attempt::Mismatch(mismatch) => self.again(&entry, attempts, mismatch)?,
+            }
+        }
+    }
+
+    /// Notes a mismatch; an error once the object was fetched [`ATTEMPTS`] times.
+    fn again(&self, entry: &Entry, attempts: u32, source: Mismatch) -> Result<(), Failure> {
+        if attempts >= ATTEMPTS {
+            return Err(Failure::Mismatch { key: entry.key.clone(), attempts, source });
+        }
+        tracing::warn!(key = %entry.key, attempt = attempts, error = %source, "fetching again");
+        self.counters.refetched.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    async fn attempt(
+        self: &Arc<Self>,
+        entry: &Entry,
+        path: &VolumePath,
+        replaces: bool,
+    ) -> Result<Attempt, Failure> {
+        let if_match = if entry.symlink { None } else { entry.etag.clone() };
+        let (answer, stated) =
+            self.get(entry, GetOptions { if_match, ..GetOptions::default() }).await?;
+        let size = answer.meta.size;
+        if entry.symlink {
+            self.counters.wanted_bytes.fetch_add(size, Relaxed);
+            self.counters.wanted_bytes.fetch_sub(entry.size, Relaxed);
+            if size > self.options.part_size {
+                let etag = answer.meta.e_tag.clone();
+                let entry = Entry { size, ..entry.clone() };
+                let large = self.calls.run(|| Large::open(self, entry, replaces, size, etag))?;
+                return Ok(Attempt::Large(large));
+            }
+        } else {
+            same_size(entry, size)?;
+        }
+        let name = format!("w{}", self.names.fetch_add(1, Relaxed));
+        let open = || {
+            Staged::open(&self.volume, &self.calls, &name, path, size, true, Direct::Off)
+        };
+        let staged = Arc::new(self.calls.run(open)?);
+        let wanted = Wanted::for_check(self.expected(&stated), self.demands.sha256);
+        let digests = self.receive(answer, &staged, 0, wanted).await?;
+        match self.judge(entry, &stated, &digests)? {
+            Ok(checked) => {
+                let file = sole(staged)?.finish()?;
+                Ok(Attempt::Finished(Finished { name, file, digests, checked }))
+            }
+            Err(mismatch) => {
+                self.counters.done_bytes.fetch_sub(digests.length, Relaxed);
+                self.calls.run(|| self.volume.discard_staged(&name))?;
+                Ok(Attempt::Mismatch(mismatch))
+            }
+        }
+    }
+
+    /// Writes a body from `offset` on, and computes over it what is wanted.
+    async fn receive(
+        &self,
+        answer: GetResult,
+        staged: &Arc<Staged>,
+        offset: u64,
+        wanted: Wanted,
+    ) -> Result<Digests, Failure> {
+        let expected = answer.range.end - answer.range.start;
+        let mut digester = Digester::new(wanted);
+        let mut writer = staged.writer(offset);
+        let mut body = answer.into_stream();
+        while let Some(frame) = body.next().await {
+            let frame = frame.map_err(explain)?;
+            digester.update(&frame);
+            writer.write(&frame).await?;
+            self.counters.fetched_bytes.fetch_add(frame.len() as u64, Relaxed);
+            self.counters.done_bytes.fetch_add(frame.len() as u64, Relaxed);
+        }
+        writer.finish().await?;
+        if digester.length() != expected {
+            return Err(Failure::Unexpected(format!(
+                "a body of {expected} bytes ended after {}",
+                digester.length()
+            )));
+        }
+        Ok(digester.finish())
+    }
+
+    /// What the bytes are compared with, if anything.
+    fn expected(&self, stated: &Stated) -> Option<Expected> {
+        match self.demands.verify {
+            VerifyMode::Off => None,
+            VerifyMode::Auto | VerifyMode::Require => Expected::best(stated),
+        }
+    }
+
+    /// Whether the bytes are the object's, and what vouches for it.
+    fn judge(
+        &self,
+        entry: &Entry,
+        stated: &Stated,
+        digests: &Digests,
+    ) -> Result<Result<Checked, Mismatch>, Failure> {
+        if self.demands.verify == VerifyMode::Off {
+            return Ok(Ok(Checked::Off));
+        }
+        let mut checked = Checked::Unverified;
+        if self.demands.sha256 {
+            for sha256 in [stated.user_sha256, entry.sha256].into_iter().flatten() {
+                if let Err(mismatch) = digests.compare(Expected::Sha256(sha256)) {
+                    return Ok(Err(mismatch));
+                }
+                checked = Checked::Sha256;
+            }
+        }
+        if let Some(expected) = self.expected(stated) {
+            if let Err(mismatch) = digests.compare(expected) {
+                return Ok(Err(mismatch));
+            }
+            checked = expected.kind();
+        }
+        if self.demands.satisfied(checked) {
+            Ok(Ok(checked))
+        } else {
+            Err(Failure::Unverifiable(entry.key.clone()))
+        }
+    }
+
+    async fn part(self: &Arc<Self>, large: Arc<Large>, index: usize) -> Result<Done, Failure> {
+        let range = large.range(index);
+        let kept = {
+            let large = Arc::clone(&large);
+            blocking(move || large.kept_part(index)).await?
+        };
+        let (digests, fresh) = match kept {
+            Some(digests) => {
+                self.counters.kept_parts.fetch_add(1, Relaxed);
+                self.counters.done_bytes.fetch_add(digests.length, Relaxed);
+                (digests, false)
+            }
+            None => {
+                let options = GetOptions {
+                    if_match: large.etag().map(str::to_owned),
+                    range: Some(GetRange::Bounded(range.clone())),
+                    ..GetOptions::default()
+                };
+                let (answer, stated) = self.get(large.entry(), options).await?;
+                same_size(large.entry(), answer.meta.size)?;
+                large.state(stated);
+                let staged = large.staged()?;
+                (self.receive(answer, &staged, range.start, self.part_digests()).await?, true)
+            }
+        };
+        if !self.calls.run(|| large.note_part(index, digests, fresh))? {
+            return Ok(Done::Part);
+        }
+        self.finish(&large).await.map(Done::Committed)
+    }
+
+    /// What is computed over a part: all that combines, where it is not known yet what the source
+    /// states of the whole.
+    pub(super) fn part_digests(&self) -> Wanted {
+        match self.dialect {
+            Dialect::S3 => Wanted::COMBINING,
+            Dialect::Oss | Dialect::File => Wanted::default(),
+        }
+    }
+
+    /// Checks and commits a large object whose last part has arrived.
+    async fn finish(self: &Arc<Self>, large: &Arc<Large>) -> Result<Committed, Failure> {
+        let entry = large.entry();
+        let mut digests = large.joined()?;
+        let mut attempts = 1;
+        loop {
+            let stated = self.stated_of(large).await?;
+            let wanted = Wanted::for_check(self.expected(&stated), self.demands.sha256);
+            if !digests.have(wanted) {
+                let (source, whole) = (Arc::clone(large), wanted);
+                let reread = blocking(move || {
+                    digests_of(&source.reader()?, source.path().as_str(), 0, u64::MAX, whole)
+                })
+                .await?;
+                if (reread.length, reread.crc64) != (digests.length, digests.crc64) {
+                    return Err(Failure::Unexpected(format!(
+                        "{} does not read back from the volume as it was written",
+                        large.path()
+                    )));
+                }
+                digests = reread;
+            }
+            match self.judge(entry, &stated, &digests)? {
+                Ok(checked) => {
+                    let (name, replaces) = (large.name().to_owned(), large.replaces());
+                    let committed = self.calls.run(|| {
+                        let file = sole(large.take_staged()?)?.finish()?;
+                        let finished = Finished { name, file, digests, checked };
+                        let committed = self.ledger.commit(entry, finished, replaces)?;
+                        large.forget_parts()?;
+                        Ok::<_, Failure>(committed)
+                    })?;
+                    self.counters.fetched_objects.fetch_add(1, Relaxed);
+                    tracing::debug!(path = large.path().as_str(), bytes = entry.size, "committed");
+                    return Ok(committed);
+                }
+                Err(mismatch) => {
+                    // which part is wrong cannot be known
+                    large.forget_parts()?;
+                    self.again(entry, attempts, mismatch)?;
+                    attempts += 1;
+                    self.counters.done_bytes.fetch_sub(digests.length, Relaxed);
+                    let if_match = large.etag().map(str::to_owned);
+                    let options = GetOptions { if_match, ..GetOptions::default() };
+                    let (answer, stated) = self.get(entry, options).await?;
+                    same_size(entry, answer.meta.size)?;
+                    let wanted = Wanted::for_check(self.expected(&stated), self.demands.sha256);
+                    let staged = large.staged()?;
+                    digests = self.receive(answer, &staged, 0, wanted).await?;
+                }
+            }
+        }
+    }
+
+    /// What the source states of a large object. OSS says it with every part; S3 keeps silent on a
+    /// range, and a resume may not have asked for any part.
+    async fn stated_of(&self, large: &Large) -> Result<Stated, Failure> {
+        match (self.dialect, large.stated()) {
+            (Dialect::Oss, Some(stated)) => Ok(stated),
+            (Dialect::File, _) => Ok(Stated::default()),
+            (Dialect::Oss | Dialect::S3, _) => {
+                let if_match = large.etag().map(str::to_owned);
+                let options = GetOptions { if_match, head: true, ..GetOptions::default() };
+                Ok(self.get(large.entry(), options).await?.1)
+            }
+        }
+    }
+
+    /// Reads a committed file again: it is kept if its bytes are still what was committed.
+    async fn reread(&self, entry: Entry, record: FileRecord) -> Result<Done, Failure> {
+        let (volume, path) = (Arc::clone(&self.volume), record.path.clone());
+        let wanted = Wanted { sha256: self.demands.sha256, ..Wanted::default() };
+        let found = blocking(move || read_digests(&volume, &path, wanted)).await?;
+        let same = |found: &Digests| found.length == record.size && found.crc64 == record.crc64;
+        let Some(found) = found.filter(same) else {
+            tracing::warn!(path = record.path.as_str(), "a committed file lost bytes: fetching it again");
+            return Ok(Done::Fetch(entry));
+        };
+        if self.demands.sha256 && self.demands.verify != VerifyMode::Off {
+            let stated = match self.dialect {
+                Dialect::File => Stated::default(),
+                Dialect::Oss | Dialect::S3 => {
+                    let options = GetOptions { head: true, ..GetOptions::default() };
+                    self.get(&entry, options).await?.1
+                }
+            };
+            let stated = [stated.user_sha256, entry.sha256];
+            let differs = |sha256| found.compare(Expected::Sha256(sha256)).is_err();
+            if stated.into_iter().flatten().any(differs) {
+                return Ok(Done::Fetch(entry));
+            }
+        }
+        self.counters.kept_objects.fetch_add(1, Relaxed);
+        self.counters.done_bytes.fetch_add(record.size, Relaxed);
+        let record = FileRecord { sha256: found.sha256.or(record.sha256), ..record };
+        Ok(Done::Committed(self.calls.run(|| self.ledger.record(record))?))
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.options
+    }
+}
+
+/// What begins a plan's action.
+enum Begun {
+    Done(Committed),
+    Unit(Unit),
+}
+
+fn same_size(entry: &Entry, size: u64) -> Result<(), Failure> {
+    if entry.size == size {
+        return Ok(());
+    }
+    let what = format!("it was listed with {} bytes and has {size}", entry.size);
+    Err(Failure::Changed { key: entry.key.clone(), what })
+}
+
+/// The only owner of a staged file whose writers are done.
+fn sole(staged: Arc<Staged>) -> Result<Staged, Failure> {
+    Arc::into_inner(staged)
+        .ok_or_else(|| Failure::Unexpected("a staged file is still being written".to_owned()))
+}
+
+/// Runs a call that may take long where it may block.
+pub(super) async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(call)
+        .await
+        .map_err(|error| Failure::Unexpected(format!("a file call did not finish: {error}")))?
+}

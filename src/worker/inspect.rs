@@ -1,0 +1,268 @@
+//! What the volume holds already: a marker, a manifest, or nothing.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
+
+use super::failure::Failure;
+use super::manifest::{FileRecord, Line, MAX_LINE, VERSION};
+use super::sort::{Sorted, Sorter, SpillFile};
+use super::volume::{Volume, VolumeError, errno};
+use crate::handoff::{MARKER_VERSION, Marker, SourceIdentity};
+use crate::keys::VolumePath;
+
+pub(crate) const MARKER: &str = "complete.json";
+pub(crate) const MANIFEST: &str = "manifest";
+
+/// The most bytes of a marker that are read: an identity with many filters fits many times.
+const MARKER_LIMIT: u64 = 4 << 20;
+
+/// Something an earlier run committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Held {
+    File {
+        record: FileRecord,
+        /// Whether its bytes survived for certain: no power was cut since they were written, or
+        /// they had been synced.
+        trusted: bool,
+    },
+    Directory {
+        relative: String,
+        path: VolumePath,
+    },
+}
+
+impl Held {
+    /// The key that it was made for, relative to the prefix.
+    pub(crate) fn relative(&self) -> &str {
+        match self {
+            Self::File { record, .. } => &record.relative,
+            Self::Directory { relative, .. } => relative,
+        }
+    }
+}
+
+/// The marker, if the volume has one that can be read.
+pub(crate) fn marker(volume: &Volume) -> Result<Option<Marker>, Failure> {
+    let Some(file) = volume.read_own(MARKER)? else { return Ok(None) };
+    let mut text = String::new();
+    if let Err(error) = file.take(MARKER_LIMIT).read_to_string(&mut text)
+        && error.kind() != io::ErrorKind::InvalidData
+    {
+        return Err(reading(MARKER, &error).into());
+    }
+    if let Ok(marker) = serde_json::from_str::<Marker>(&text)
+        && marker.version == MARKER_VERSION
+    {
+        return Ok(Some(marker));
+    }
+    match serde_json::from_str::<serde_json::Value>(&text) {
+        Ok(value) => {
+            let found = value.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
+            Err(Failure::Version {
+                file: ".ossvp/complete.json",
+                found: u32::try_from(found).unwrap_or(u32::MAX),
+                known: MARKER_VERSION,
+            })
+        }
+        // renamed into place whole and synced: if it cannot be read, it never was ours to trust
+        Err(_) => {
+            tracing::warn!("the marker cannot be read: the volume is taken as not complete");
+            Ok(None)
+        }
+    }
+}
+
+fn reading(file: &str, error: &io::Error) -> VolumeError {
+    VolumeError::Call { action: "read", path: format!(".ossvp/{file}"), source: errno(error) }
+}
+
+/// The lines of a manifest with their offsets, up to the first that does not check.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    reader: BufReader<File>,
+    offset: u64,
+    line: Vec<u8>,
+}
+
+impl Lines {
+    pub(crate) fn new(mut file: File) -> Result<Self, Failure> {
+        file.seek(SeekFrom::Start(0)).map_err(|error| reading(MANIFEST, &error))?;
+        Ok(Self { reader: BufReader::with_capacity(1 << 17, file), offset: 0, line: Vec::new() })
+    }
+
+    /// The next line, with the offset of its first byte.
+    pub(crate) fn next(&mut self) -> Result<Option<(u64, Line)>, Failure> {
+        self.line.clear();
+        let mut bounded = (&mut self.reader).take(MAX_LINE as u64);
+        bounded.read_until(b'\n', &mut self.line).map_err(|error| reading(MANIFEST, &error))?;
+        let Some(line) = self.line.strip_suffix(b"\n").and_then(Line::decode) else {
+            return Ok(None);
+        };
+        let offset = self.offset;
+        self.offset += self.line.len() as u64;
+        Ok(Some((offset, line)))
+    }
+
+    /// The bytes of the line that [`Lines::next`] gave last, line end included.
+    pub(crate) fn raw(&self) -> &[u8] {
+        &self.line
+    }
+
+    /// Where the valid lines end.
+    pub(crate) fn end(&self) -> u64 {
+        self.offset
+    }
+}
+
+/// What earlier runs committed, in key order, with as much memory for any number of files.
+#[derive(Debug)]
+pub(crate) struct History {
+    sorted: Option<Sorted>,
+    next: Option<(Vec<u8>, Vec<u8>)>,
+    untrusted: Vec<Range<u64>>,
+    /// Where the manifest's valid lines end; the next run appends there.
+    pub(crate) end: u64,
+    /// Whether this boot's run must note that lines before are not to be trusted.
+    pub(crate) note_untrusted: Option<u64>,
+    /// Bytes of all files that are recorded, superseded ones counted again.
+    pub(crate) bytes: u64,
+    /// Files recorded, likewise.
+    pub(crate) files: u64,
+}
+
+impl History {
+    pub(crate) fn none() -> Self {
+        Self {
+            sorted: None,
+            next: None,
+            untrusted: Vec::new(),
+            end: 0,
+            note_untrusted: None,
+            bytes: 0,
+            files: 0,
+        }
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        self.end == 0
+    }
+
+    /// The next file or directory, by key.
+    pub(crate) fn next(&mut self) -> Result<Option<Held>, Failure> {
+        let Some(sorted) = &mut self.sorted else { return Ok(None) };
+        let broken = |error: io::Error| Failure::from(reading(MANIFEST, &error));
+        loop {
+            let Some((key, mut value)) = self.next.take() else { return Ok(None) };
+            // of several records of one key the last one counts
+            self.next = sorted.next().map_err(broken)?;
+            while let Some((next_key, next_value)) = &mut self.next
+                && *next_key == key
+            {
+                value = std::mem::take(next_value);
+                self.next = sorted.next().map_err(broken)?;
+            }
+            let (offset, line) = value
+                .split_first_chunk::<8>()
+                .ok_or_else(|| broken(io::ErrorKind::InvalidData.into()))?;
+            let offset = u64::from_le_bytes(*offset);
+            match Line::decode(line) {
+                Some(Line::File(record)) => {
+                    let trusted = !self.untrusted.iter().any(|range| range.contains(&offset));
+                    return Ok(Some(Held::File { record: *record, trusted }));
+                }
+                Some(Line::Directory { relative, path }) => {
+                    return Ok(Some(Held::Directory { relative, path }));
+                }
+                _ => {} // gone
+            }
+        }
+    }
+}
+
+/// What the manifest says, before it is sorted.
+#[derive(Debug)]
+pub(crate) struct Past {
+    pub(crate) identity: SourceIdentity,
+    pub(crate) history: History,
+}
+
+/// Reads the manifest, if there is one.
+///
+/// # Errors
+/// [`Failure::Version`] for a manifest of another version.
+pub(crate) fn past(
+    volume: &Volume,
+    boot: &str,
+    spill: SpillFile,
+) -> Result<Option<Past>, Failure> {
+    let Some(file) = volume.read_own(MANIFEST)? else { return Ok(None) };
+    let mut lines = Lines::new(file)?;
+    let identity = match lines.next()? {
+        Some((_, Line::Header { version: VERSION, identity })) => *identity,
+        Some((_, Line::Header { version, .. })) => {
+            return Err(Failure::Version {
+                file: ".ossvp/manifest",
+                found: version,
+                known: VERSION,
+            });
+        }
+        // a header that was torn off: nothing was committed behind it
+        _ => return Ok(None),
+    };
+    let mut sorter = Sorter::new(spill);
+    let mut history = History::none();
+    let mut synced = 0;
+    let mut runs: Vec<(u64, bool)> = Vec::new();
+    let mut value = Vec::new();
+    while let Some((offset, line)) = lines.next()? {
+        let relative = match &line {
+            Line::File(record) => {
+                history.bytes += record.size;
+                history.files += 1;
+                &record.relative
+            }
+            Line::Directory { relative, .. } | Line::Gone { relative } => relative,
+            Line::Begin { boot: then, .. } => {
+                runs.push((offset, then == boot));
+                continue;
+            }
+            Line::Synced { before } => {
+                synced = synced.max(*before);
+                continue;
+            }
+            Line::Untrusted { from } => {
+                history.untrusted.push(*from..offset);
+                continue;
+            }
+            Line::Header { .. } => break,
+        };
+        value.clear();
+        value.extend_from_slice(&offset.to_le_bytes());
+        let raw = lines.raw();
+        value.extend_from_slice(&raw[..raw.len() - 1]);
+        sorter.push(relative.as_bytes(), &value).map_err(|error| reading(MANIFEST, &error))?;
+    }
+    history.end = lines.end();
+    // runs of other boots: what they wrote after the last sync may be lost
+    let this_boot = runs.iter().rev().take_while(|(_, same)| *same).last();
+    let end_of_others = this_boot.map_or(history.end, |(offset, _)| *offset);
+    if synced < end_of_others {
+        history.untrusted.push(synced..end_of_others);
+        // this boot's first run notes it, so that its own syncs do not vouch for those files
+        history.note_untrusted = this_boot.is_none().then_some(synced);
+    }
+    let mut sorted = sorter.finish().map_err(|error| reading(MANIFEST, &error))?;
+    history.next = sorted.next().map_err(|error| reading(MANIFEST, &error))?;
+    history.sorted = Some(sorted);
+    Ok(Some(Past { identity, history }))
+}
+
+/// The id of this boot of the machine: a new one means that the power may have been cut.
+pub(crate) fn boot_id() -> String {
+    match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
+        Ok(id) => id.trim().to_owned(),
+        // never equal to another: everything since the last sync is read again
+        Err(_) => format!("unknown-{}-{:?}", std::process::id(), std::time::SystemTime::now()),
+    }
+}

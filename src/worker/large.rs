@@ -1,0 +1,267 @@
+//! A large object on its way: a staged file that many parts write, and a note of each part, so
+//! that a later run goes on where this one stopped.
+//!
+//! `.ossvp/staged/<name>` is the file, `.ossvp/staged/<name>.parts` the notes: a header that pins
+//! the version (ETag, size, time, part size), then a line for each part with its CRC-64/XZ. A part
+//! that is noted is read again and must still match before it counts.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rustix::fs::OFlags;
+use sha2::{Digest, Sha256};
+
+use super::commit::digests_of;
+use super::failure::Failure;
+use super::fetch::Fetcher;
+use super::list::{Entry, Target};
+use super::manifest::{fields, hex, seal, unseal};
+use super::verify::{Digests, Wanted};
+use super::volume::{Volume, errno};
+use super::write::Staged;
+use crate::keys::VolumePath;
+use crate::store::Stated;
+
+/// What the names of notes end in.
+pub(crate) const PARTS: &str = ".parts";
+/// The longest line of notes that is read.
+const MAX_LINE: u64 = 16 << 10;
+
+/// A large object.
+#[derive(Debug)]
+pub(crate) struct Large {
+    entry: Entry,
+    path: VolumePath,
+    replaces: bool,
+    etag: Option<String>,
+    size: u64,
+    part_size: u64,
+    name: String,
+    volume: Arc<Volume>,
+    stated: OnceLock<Stated>,
+    wanted: Wanted,
+    /// CRCs that an earlier run noted.
+    noted: Vec<Option<u64>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    staged: Option<Arc<Staged>>,
+    notes: File,
+    notes_end: u64,
+    parts: Vec<Option<Digests>>,
+    left: usize,
+}
+
+impl Large {
+    /// Opens the staged file of `entry`, an object of `size` bytes in the version `etag`, and what
+    /// an earlier run noted of it.
+    pub(crate) fn open(
+        fetcher: &Fetcher,
+        entry: Entry,
+        replaces: bool,
+        size: u64,
+        etag: Option<String>,
+    ) -> Result<Arc<Self>, Failure> {
+        let Target::File(path) = entry.target.clone() else {
+            return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
+        };
+        let volume = &fetcher.volume;
+        let part_size = fetcher.options().part_size_for(size);
+        let parts = usize::try_from(size.div_ceil(part_size)).unwrap_or(usize::MAX);
+        let name = hex(&Sha256::digest(entry.relative.as_bytes())[..16]);
+
+        let mut header = String::new();
+        let version = [etag.as_deref().unwrap_or("-"), &size.to_string(), &part_size.to_string()];
+        fields(&mut header, &["ossvp-parts", "1"]);
+        header.push('\t');
+        fields(&mut header, &version);
+        header.push('\t');
+        fields(&mut header, &[&entry.modified_ms.to_string()]);
+
+        let flags = OFlags::CREATE | OFlags::RDWR;
+        let notes = File::from(volume.stage(&format!("{name}{PARTS}"), false, flags)?);
+        let read = read_notes(&notes, &header, parts);
+        let (noted, notes_end) = match read {
+            Some(read) => read,
+            None => (vec![None; parts], 0),
+        };
+        let write = |error: &std::io::Error| volume.writing(path.as_str(), 0, errno(error));
+        notes.set_len(notes_end).map_err(|error| write(&error))?;
+        let resumed = notes_end > 0;
+        let staged = Staged::open(
+            volume,
+            &fetcher.calls,
+            &name,
+            &path,
+            size,
+            false,
+            fetcher.options().direct,
+        )?;
+        let large = Self {
+            path,
+            replaces,
+            etag,
+            size,
+            part_size,
+            name,
+            volume: Arc::clone(volume),
+            stated: OnceLock::new(),
+            wanted: fetcher.part_digests(),
+            noted,
+            state: Mutex::new(State {
+                staged: Some(Arc::new(staged)),
+                notes,
+                notes_end,
+                parts: vec![None; parts],
+                left: parts,
+            }),
+            entry,
+        };
+        if !resumed {
+            large.note(&mut large.state_mut(), header)?;
+        }
+        Ok(Arc::new(large))
+    }
+
+    fn state_mut(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, state: &mut State, body: String) -> Result<(), Failure> {
+        let line = seal(body);
+        std::os::unix::fs::FileExt::write_all_at(&state.notes, &line, state.notes_end)
+            .map_err(|error| self.volume.writing(self.path.as_str(), 0, errno(&error)))?;
+        state.notes_end += line.len() as u64;
+        Ok(())
+    }
+
+    pub(crate) fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    pub(crate) fn path(&self) -> &VolumePath {
+        &self.path
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn replaces(&self) -> bool {
+        self.replaces
+    }
+
+    /// The version that every part must be of.
+    pub(crate) fn etag(&self) -> Option<&str> {
+        self.etag.as_deref()
+    }
+
+    /// How many parts there are.
+    pub(crate) fn parts(&self) -> usize {
+        self.noted.len()
+    }
+
+    /// The bytes of part `index`, half-open.
+    pub(crate) fn range(&self, index: usize) -> Range<u64> {
+        let start = index as u64 * self.part_size;
+        start..(start + self.part_size).min(self.size)
+    }
+
+    /// Keeps what an answer stated of the whole object.
+    pub(crate) fn state(&self, stated: Stated) {
+        // every answer of one version states the same: the first is as good as any
+        let _ = self.stated.set(stated);
+    }
+
+    pub(crate) fn stated(&self) -> Option<Stated> {
+        self.stated.get().cloned()
+    }
+
+    pub(crate) fn staged(&self) -> Result<Arc<Staged>, Failure> {
+        self.state_mut().staged.clone().ok_or_else(|| self.gone())
+    }
+
+    pub(crate) fn take_staged(&self) -> Result<Arc<Staged>, Failure> {
+        self.state_mut().staged.take().ok_or_else(|| self.gone())
+    }
+
+    fn gone(&self) -> Failure {
+        Failure::Unexpected(format!("{} was committed before its last part", self.path))
+    }
+
+    /// The staged file for reading.
+    pub(crate) fn reader(&self) -> Result<File, Failure> {
+        self.staged()?.reader(&self.name)
+    }
+
+    /// The checksums of part `index`, if an earlier run noted it and its bytes still match.
+    pub(crate) fn kept_part(&self, index: usize) -> Result<Option<Digests>, Failure> {
+        let Some(noted) = self.noted.get(index).copied().flatten() else { return Ok(None) };
+        let Range { start, end } = self.range(index);
+        let found =
+            digests_of(&self.reader()?, self.path.as_str(), start, end - start, self.wanted)?;
+        Ok((found.length == end - start && found.crc64 == noted).then_some(found))
+    }
+
+    /// Takes part `index` as written, and notes it for a later run if it is `fresh`. Says whether
+    /// it was the last.
+    pub(crate) fn note_part(
+        &self,
+        index: usize,
+        digests: Digests,
+        fresh: bool,
+    ) -> Result<bool, Failure> {
+        let mut state = self.state_mut();
+        if fresh {
+            self.note(&mut state, format!("p\t{index}\t{:016x}", digests.crc64))?;
+        }
+        state.parts[index] = Some(digests);
+        state.left -= 1;
+        Ok(state.left == 0)
+    }
+
+    /// The checksums of the whole, from those of the parts.
+    pub(crate) fn joined(&self) -> Result<Digests, Failure> {
+        let state = self.state_mut();
+        state.parts.iter().try_fold(Digests::empty(), |whole, part| match part {
+            Some(part) => Ok(whole.join(part)),
+            None => Err(Failure::Unexpected(format!("{} misses a part", self.path))),
+        })
+    }
+
+    /// Removes the notes: the parts are committed, or are not to be trusted.
+    pub(crate) fn forget_parts(&self) -> Result<(), Failure> {
+        Ok(self.volume.discard_staged(&format!("{}{PARTS}", self.name))?)
+    }
+}
+
+/// What the notes hold for this `header`: the CRC of each noted part, and where valid lines end.
+fn read_notes(notes: &File, header: &str, parts: usize) -> Option<(Vec<Option<u64>>, u64)> {
+    let mut reader = BufReader::new(notes);
+    let mut line = Vec::new();
+    let mut next = |line: &mut Vec<u8>| -> Option<u64> {
+        line.clear();
+        let read = (&mut reader).take(MAX_LINE).read_until(b'\n', line).ok()?;
+        (line.pop() == Some(b'\n')).then_some(read as u64)
+    };
+    let mut end = next(&mut line)?;
+    if unseal(&line)? != header {
+        return None;
+    }
+    let mut noted = vec![None; parts];
+    while let Some(length) = next(&mut line) {
+        let part = unseal(&line).and_then(|body| {
+            let (index, crc) = body.strip_prefix("p\t")?.split_once('\t')?;
+            Some((index.parse::<usize>().ok()?, u64::from_str_radix(crc, 16).ok()?))
+        });
+        let Some((index, crc)) = part else { break };
+        let Some(slot) = noted.get_mut(index) else { break };
+        *slot = Some(crc);
+        end += length;
+    }
+    Some((noted, end))
+}

@@ -1,0 +1,290 @@
+//! The listing, object by object: what is listed, where it goes, and which of it is ours to fetch.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use chrono::DateTime;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use sha2::{Digest, Sha256};
+
+use super::failure::Failure;
+use super::layout::{Layout, Place};
+use super::manifest::hex;
+use super::options::{Filter, Options};
+use super::progress::Counters;
+use super::sort::{Sorted, Sorter, SpillFile};
+use crate::handoff::ShardOf;
+use crate::keys::{Key, Prefix, VolumePath};
+use crate::store::{Listed, Source, StoreError};
+
+/// What an object weighs besides its bytes when shards share the work: a small object costs a
+/// request and a file, about as much as this many bytes on a fast connection.
+const OBJECT_WEIGHT: u64 = 64 << 10;
+
+/// Where an entry goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    File(VolumePath),
+    Directory(VolumePath),
+}
+
+/// An object that this run is responsible for.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) key: Key,
+    /// The key without the prefix's parent.
+    pub(crate) relative: String,
+    pub(crate) target: Target,
+    /// As listed.
+    pub(crate) size: u64,
+    /// As listed.
+    pub(crate) etag: Option<String>,
+    /// As listed, in ms since 1970.
+    pub(crate) modified_ms: i64,
+    /// Size and ETag above may be the link's: only the answer to a GET counts.
+    pub(crate) symlink: bool,
+    /// What a `SHA256SUMS` object says of it.
+    pub(crate) sha256: Option<[u8; 32]>,
+}
+
+/// Where the records come from.
+enum Raw {
+    Source(BoxStream<'static, Result<Listed, StoreError>>),
+    Spooled(Sorted),
+}
+
+/// The listing in key order.
+pub(crate) struct Listing {
+    raw: Raw,
+    layout: Layout,
+    filter: Arc<Filter>,
+    prefix: Prefix,
+    shards: Shards,
+    digest: Sha256,
+    counters: Arc<Counters>,
+    previous: Option<Key>,
+}
+
+impl std::fmt::Debug for Listing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listing").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+impl Listing {
+    fn new(raw: Raw, options: &Options, filter: Arc<Filter>, counters: Arc<Counters>) -> Self {
+        let prefix = options.source.prefix();
+        Self {
+            raw,
+            layout: Layout::new(prefix.clone(), options.unmappable),
+            filter,
+            prefix,
+            shards: Shards::new(options.shard),
+            digest: Sha256::new(),
+            counters,
+            previous: None,
+        }
+    }
+
+    /// The listing as the source streams it.
+    pub(crate) fn streamed(
+        source: &Source,
+        options: &Options,
+        filter: Arc<Filter>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self::new(Raw::Source(source.list(None)), options, filter, counters)
+    }
+
+    /// The listing read to its end first, and sorted: for sources in no order, and for planning
+    /// before the first fetch.
+    pub(crate) async fn spooled(
+        source: &Source,
+        options: &Options,
+        filter: Arc<Filter>,
+        counters: Arc<Counters>,
+        spill: SpillFile,
+    ) -> Result<Self, Failure> {
+        let mut listed = source.list(None);
+        let mut sorter = Sorter::new(spill);
+        while let Some(object) = listed.next().await {
+            let object = object?;
+            sorter.push(object.key.as_str().as_bytes(), &packed(&object)).map_err(spool_failed)?;
+        }
+        let sorted = sorter.finish().map_err(spool_failed)?;
+        Ok(Self::new(Raw::Spooled(sorted), options, filter, counters))
+    }
+
+    async fn next_listed(&mut self) -> Result<Option<Listed>, Failure> {
+        match &mut self.raw {
+            Raw::Source(stream) => Ok(stream.next().await.transpose()?),
+            Raw::Spooled(sorted) => match sorted.next().map_err(spool_failed)? {
+                None => Ok(None),
+                Some((key, value)) => unpacked(&key, &value)
+                    .map(Some)
+                    .ok_or_else(|| spool_failed(io::ErrorKind::InvalidData.into())),
+            },
+        }
+    }
+
+    /// The next entry that passes filters and shards.
+    ///
+    /// # Errors
+    /// What the source answers, or a key that has no place in the volume.
+    pub(crate) async fn next(&mut self) -> Result<Option<Entry>, Failure> {
+        while let Some(listed) = self.next_listed().await? {
+            if let Some(previous) = self.previous.replace(listed.key.clone())
+                && previous >= listed.key
+            {
+                return Err(Failure::OutOfOrder { previous, key: listed.key });
+            }
+            if let Some(entry) = self.place(listed)? {
+                return Ok(Some(entry));
+            }
+        }
+        Ok(None)
+    }
+
+    fn place(&mut self, listed: Listed) -> Result<Option<Entry>, Failure> {
+        let Listed { key, size, etag, modified, symlink, archived } = listed;
+        self.digest_in(&key, size, etag.as_deref());
+        self.counters.listed_objects.fetch_add(1, Relaxed);
+        self.counters.listed_bytes.fetch_add(size, Relaxed);
+        let target = match self.layout.place(&key, size)? {
+            Place::Root => return Ok(None),
+            Place::Nowhere(reason) => {
+                tracing::debug!(%key, reason, "key left out");
+                self.counters.unmappable.fetch_add(1, Relaxed);
+                return Ok(None);
+            }
+            Place::File(path) => Target::File(path),
+            Place::Directory(path) => Target::Directory(path),
+        };
+        let (Target::File(path) | Target::Directory(path)) = &target;
+        if !self.filter.takes(path.as_str()) {
+            self.counters.skipped.fetch_add(1, Relaxed);
+            return Ok(None);
+        }
+        if !self.shards.mine(size) {
+            return Ok(None);
+        }
+        if archived {
+            tracing::debug!(%key, "object is in an archive class: the source may refuse it");
+        }
+        if matches!(target, Target::File(_)) {
+            self.counters.wanted_objects.fetch_add(1, Relaxed);
+            self.counters.wanted_bytes.fetch_add(size, Relaxed);
+        }
+        let relative = self.prefix.relative(&key).unwrap_or_default().to_owned();
+        let modified_ms = modified.timestamp_millis();
+        Ok(Some(Entry { key, relative, target, size, etag, modified_ms, symlink, sha256: None }))
+    }
+
+    fn digest_in(&mut self, key: &Key, size: u64, etag: Option<&str>) {
+        // lengths before texts: two listings have one digest only if they are one listing
+        let etag = etag.unwrap_or("");
+        self.digest.update((key.as_str().len() as u64).to_le_bytes());
+        self.digest.update(key.as_str());
+        self.digest.update(size.to_le_bytes());
+        self.digest.update((etag.len() as u64).to_le_bytes());
+        self.digest.update(etag);
+    }
+
+    /// The digest of everything that was listed: 64 hex digits.
+    pub(crate) fn digest(self) -> String {
+        hex(&self.digest.finalize())
+    }
+}
+
+fn spool_failed(error: io::Error) -> Failure {
+    Failure::Unexpected(format!("cannot sort the listing on the volume: {error}"))
+}
+
+/// Who takes which object: the shard that has the least so far. Every shard lists everything and
+/// comes to the same answer, without memory for each object.
+#[derive(Debug)]
+struct Shards {
+    mine: usize,
+    weights: Vec<u64>,
+}
+
+impl Shards {
+    fn new(shard: ShardOf) -> Self {
+        Self { mine: shard.index as usize, weights: vec![0; shard.count as usize] }
+    }
+
+    fn mine(&mut self, size: u64) -> bool {
+        if self.weights.len() == 1 {
+            return true;
+        }
+        let lightest = self.weights.iter_mut().enumerate().min_by_key(|(n, weight)| (**weight, *n));
+        let (n, weight) = lightest.expect("there is at least one shard");
+        *weight = weight.saturating_add(size).saturating_add(OBJECT_WEIGHT);
+        n == self.mine
+    }
+}
+
+/// Everything of a [`Listed`] but its key.
+fn packed(listed: &Listed) -> Vec<u8> {
+    let Listed { key: _, size, etag, modified, symlink, archived } = listed;
+    let flags = u8::from(*symlink) | u8::from(*archived) << 1 | u8::from(etag.is_some()) << 2;
+    let mut value = vec![flags];
+    value.extend_from_slice(&size.to_le_bytes());
+    value.extend_from_slice(&modified.timestamp_millis().to_le_bytes());
+    value.extend_from_slice(etag.as_deref().unwrap_or("").as_bytes());
+    value
+}
+
+fn unpacked(key: &[u8], value: &[u8]) -> Option<Listed> {
+    let (flags, rest) = value.split_first()?;
+    let (size, rest) = rest.split_first_chunk::<8>()?;
+    let (modified, etag) = rest.split_first_chunk::<8>()?;
+    Some(Listed {
+        key: Key::new(std::str::from_utf8(key).ok()?).ok()?,
+        size: u64::from_le_bytes(*size),
+        etag: (flags & 4 != 0).then(|| String::from_utf8(etag.to_vec()).ok()).flatten(),
+        modified: DateTime::from_timestamp_millis(i64::from_le_bytes(*modified))?,
+        symlink: flags & 1 != 0,
+        archived: flags & 2 != 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn each_object_belongs_to_exactly_one_shard_and_bytes_are_balanced(
+            sizes in prop::collection::vec(0u64..10_000_000, 1..400), count in 1u32..9,
+        ) {
+            let mut shards: Vec<Shards> =
+                (0..count).map(|index| Shards::new(ShardOf { index, count })).collect();
+            let mut bytes = vec![0u64; count as usize];
+            for size in &sizes {
+                let owners: Vec<usize> = shards.iter_mut().enumerate()
+                    .filter_map(|(n, shard)| shard.mine(*size).then_some(n)).collect();
+                prop_assert_eq!(owners.len(), 1);
+                bytes[owners[0]] += size + OBJECT_WEIGHT;
+            }
+            let spread = bytes.iter().max().unwrap() - bytes.iter().min().unwrap();
+            prop_assert!(spread <= sizes.iter().max().unwrap() + OBJECT_WEIGHT);
+        }
+
+        #[test]
+        fn a_listed_object_survives_the_spool(
+            key in ".{1,30}", size: u64, etag in prop::option::of("\".*\""),
+            ms in 0i64..4_000_000_000_000, symlink: bool, archived: bool,
+        ) {
+            let listed = Listed {
+                key: Key::new(key).unwrap(), size, etag,
+                modified: DateTime::from_timestamp_millis(ms).unwrap(), symlink, archived,
+            };
+            let back = unpacked(listed.key.as_str().as_bytes(), &packed(&listed)).unwrap();
+            prop_assert_eq!(format!("{back:?}"), format!("{listed:?}"));
+        }
+    }
+}

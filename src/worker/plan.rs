@@ -1,0 +1,279 @@
+//! The plan: what is listed, merged with what the volume holds, becomes what is to be done.
+//!
+//! Both come in key order, so one entry of each is all that is held.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::failure::Failure;
+use super::inspect::{Held, History};
+use super::list::{Entry, Listing, Target};
+use super::manifest::FileRecord;
+use super::progress::Counters;
+use super::sums::Sums;
+use super::volume::Volume;
+use crate::handoff::{Checked, VerifyMode};
+
+/// How far a file's time may be off before it counts as touched: file systems keep times in
+/// steps of up to two seconds (FAT).
+const TIME_STEP_MS: i64 = 2000;
+
+/// One thing to do.
+#[derive(Debug, Clone)]
+pub(crate) enum Action {
+    /// Fetch the object; `replaces` says that an older version of it is in the volume.
+    Fetch { entry: Entry, replaces: bool },
+    /// Leave the file as it is.
+    Keep(FileRecord),
+    /// Read the file again: fetch it if its bytes are not what was committed.
+    Reread { entry: Entry, record: FileRecord },
+    /// Make a directory; `kept` says that it is recorded already.
+    MakeDirectory { entry: Entry, kept: bool },
+    /// Remove what the source does not list any more.
+    Remove(Held),
+}
+
+/// What this run asks of every file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Demands {
+    pub(crate) verify: VerifyMode,
+    pub(crate) sha256: bool,
+}
+
+impl Demands {
+    /// Whether a file that was checked like this needs no other check.
+    pub(crate) fn satisfied(self, checked: Checked) -> bool {
+        match self.verify {
+            VerifyMode::Off => true,
+            VerifyMode::Auto => checked != Checked::Off,
+            VerifyMode::Require => !matches!(checked, Checked::Off | Checked::Unverified),
+        }
+    }
+}
+
+/// What to do with a listed object, given what is held under its key. Pure.
+pub(crate) fn decide(entry: Entry, held: Option<Held>, demands: Demands) -> Action {
+    match (&entry.target, held) {
+        (Target::Directory(_), held) => {
+            Action::MakeDirectory { entry, kept: matches!(held, Some(Held::Directory { .. })) }
+        }
+        (Target::File(_), None | Some(Held::Directory { .. })) => {
+            Action::Fetch { entry, replaces: false }
+        }
+        (Target::File(path), Some(Held::File { record, trusted })) => {
+            let same_sha = match (entry.sha256, record.sha256) {
+                (Some(stated), Some(recorded)) => stated == recorded,
+                _ => true,
+            };
+            let same = *path == record.path && same_version(&entry, &record) && same_sha;
+            if !same || !demands.satisfied(record.checked) {
+                Action::Fetch { entry, replaces: true }
+            } else if !trusted || (demands.sha256 && record.sha256.is_none()) {
+                Action::Reread { entry, record }
+            } else {
+                Action::Keep(record)
+            }
+        }
+    }
+}
+
+/// Whether the record was made from the listed version: the ETag decides, else the time.
+fn same_version(entry: &Entry, record: &FileRecord) -> bool {
+    let same_size = entry.symlink || entry.size == record.size;
+    same_size
+        && match (&entry.etag, &record.etag) {
+            (Some(listed), Some(recorded)) => listed == recorded,
+            _ => entry.modified_ms == record.modified_ms,
+        }
+}
+
+/// How much the volume takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Capacity {
+    /// Bytes: what is free, committed or reserved.
+    pub(crate) bytes: u64,
+    /// Files, likewise, where the file system counts them.
+    pub(crate) files: Option<u64>,
+}
+
+/// Merges listing and history.
+#[derive(Debug)]
+pub(crate) struct Planner {
+    listing: Listing,
+    listed: Option<Entry>,
+    history: History,
+    held: Option<Held>,
+    sums: Sums,
+    demands: Demands,
+    capacity: Option<Capacity>,
+    volume: Option<Arc<Volume>>,
+    counters: Arc<Counters>,
+    started: bool,
+}
+
+impl Planner {
+    pub(crate) fn new(
+        listing: Listing,
+        history: History,
+        sums: Sums,
+        demands: Demands,
+        capacity: Option<Capacity>,
+        volume: Option<Arc<Volume>>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            listing,
+            listed: None,
+            history,
+            held: None,
+            sums,
+            demands,
+            capacity,
+            volume,
+            counters,
+            started: false,
+        }
+    }
+
+    /// The next thing to do, in key order; `None` when everything was said.
+    ///
+    /// # Errors
+    /// What the listing answers; [`Failure::TooSmall`] as soon as what is listed cannot fit.
+    pub(crate) async fn next(&mut self) -> Result<Option<Action>, Failure> {
+        if !self.started {
+            self.started = true;
+            self.listed = self.listing.next().await?;
+            self.held = self.history.next()?;
+        }
+        let order = match (&self.listed, &self.held) {
+            (None, None) => {
+                self.counters.listing_done.store(true, Relaxed);
+                return Ok(None);
+            }
+            (Some(_), None) => std::cmp::Ordering::Less,
+            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (Some(entry), Some(held)) => entry.relative.as_str().cmp(held.relative()),
+        };
+        let held = if order.is_ge() { self.take_held()? } else { None };
+        if order.is_gt() {
+            return Ok(held.map(Action::Remove));
+        }
+        let Some(mut entry) = self.listed.take() else { return Ok(None) };
+        self.listed = self.listing.next().await?;
+        self.check_room()?;
+        entry.sha256 = self.sums.of(&entry.relative)?;
+        // a file that someone touched is not the one that was committed
+        let held = match held {
+            Some(Held::File { record, .. }) if !self.untouched(&record)? => None,
+            held => held,
+        };
+        Ok(Some(decide(entry, held, self.demands)))
+    }
+
+    fn take_held(&mut self) -> Result<Option<Held>, Failure> {
+        let next = self.history.next()?;
+        Ok(std::mem::replace(&mut self.held, next))
+    }
+
+    /// Whether the file is still as it was committed, by size and time.
+    fn untouched(&self, record: &FileRecord) -> Result<bool, Failure> {
+        let Some(volume) = &self.volume else { return Ok(true) };
+        let Some(stat) = volume.stat(&record.path)? else { return Ok(false) };
+        let modified_ms = stat.st_mtime as i64 * 1000 + stat.st_mtime_nsec as i64 / 1_000_000;
+        let regular = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+        Ok(regular
+            && stat.st_size as u64 == record.size
+            && (modified_ms - record.modified_ms).abs() <= TIME_STEP_MS)
+    }
+
+    fn check_room(&self) -> Result<(), Failure> {
+        let Some(Capacity { bytes, files }) = self.capacity else { return Ok(()) };
+        let wanted_bytes = self.counters.wanted_bytes.load(Relaxed);
+        let wanted_files = self.counters.wanted_objects.load(Relaxed);
+        if wanted_bytes > bytes {
+            return Err(Failure::TooSmall { needed: wanted_bytes, what: "bytes", holds: bytes });
+        }
+        match files {
+            Some(files) if wanted_files > files => {
+                Err(Failure::TooSmall { needed: wanted_files, what: "files", holds: files })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The digest of the whole listing, once [`Planner::next`] has said everything.
+    pub(crate) fn listing_digest(self) -> String {
+        self.listing.digest()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::Key;
+
+    fn entry() -> Entry {
+        Entry {
+            key: Key::new("p/a").unwrap(),
+            relative: "a".into(),
+            target: Target::File("a".parse().unwrap()),
+            size: 5,
+            etag: Some("\"e\"".into()),
+            modified_ms: 1000,
+            symlink: false,
+            sha256: None,
+        }
+    }
+
+    fn record() -> FileRecord {
+        FileRecord {
+            relative: "a".into(),
+            path: "a".parse().unwrap(),
+            size: 5,
+            etag: Some("\"e\"".into()),
+            modified_ms: 1000,
+            crc64: 1,
+            checked: Checked::Crc64,
+            sha256: None,
+        }
+    }
+
+    #[test]
+    fn each_case_has_its_action() {
+        let auto = Demands { verify: VerifyMode::Auto, sha256: false };
+        let require = Demands { verify: VerifyMode::Require, sha256: false };
+        let off = Demands { verify: VerifyMode::Off, sha256: false };
+        let sums = Demands { verify: VerifyMode::Auto, sha256: true };
+        let unverified = FileRecord { checked: Checked::Unverified, ..record() };
+        let unchecked = FileRecord { checked: Checked::Off, ..record() };
+        let no_etag = |modified_ms| FileRecord { etag: None, modified_ms, ..record() };
+        for (name, record, trusted, demands, wanted) in [
+            ("the same version is kept", record(), true, auto, "keep"),
+            ("another ETag is fetched", FileRecord { etag: Some("\"f\"".into()), ..record() }, true, auto, "fetch"),
+            ("another size is fetched", FileRecord { size: 6, ..record() }, true, auto, "fetch"),
+            ("without an ETag the time decides", no_etag(1000), true, auto, "keep"),
+            ("without an ETag another time is fetched", no_etag(2000), true, auto, "fetch"),
+            ("with an ETag the time does not count", FileRecord { modified_ms: 9, ..record() }, true, auto, "keep"),
+            ("what may be lost is read again", record(), false, auto, "reread"),
+            ("a missing SHA-256 is computed", record(), true, sums, "reread"),
+            ("a recorded SHA-256 is enough", FileRecord { sha256: Some([0; 32]), ..record() }, true, sums, "keep"),
+            ("unverified satisfies auto", unverified.clone(), true, auto, "keep"),
+            ("unverified does not satisfy require", unverified, true, require, "fetch"),
+            ("off does not satisfy auto", unchecked.clone(), true, auto, "fetch"),
+            ("off satisfies off", unchecked, true, off, "keep"),
+        ] {
+            let held = Some(Held::File { record, trusted });
+            let found = match decide(entry(), held, demands) {
+                Action::Fetch { .. } => "fetch",
+                Action::Keep(_) => "keep",
+                Action::Reread { .. } => "reread",
+                Action::MakeDirectory { .. } | Action::Remove(_) => "other",
+            };
+            assert_eq!(found, wanted, "{name}");
+        }
+        let stated = Entry { sha256: Some([1; 32]), ..entry() };
+        let held = Held::File { record: FileRecord { sha256: Some([2; 32]), ..record() }, trusted: true };
+        assert!(matches!(decide(stated, Some(held), sums), Action::Fetch { replaces: true, .. }));
+        assert!(matches!(decide(entry(), None, auto), Action::Fetch { replaces: false, .. }));
+    }
+}

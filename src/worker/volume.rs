@@ -1,0 +1,586 @@
+//! The volume root and everything that happens below it.
+//!
+//! No call here leaves the root: each directory is opened from its parent's descriptor with
+//! `O_NOFOLLOW`, so a symlink at any level is an error and never a way out.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{
+    self, AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat,
+    Timespec, Timestamps,
+};
+use rustix::io::Errno;
+
+use crate::handoff::ExitCode;
+use crate::keys::{OWN_DIRECTORY, VolumePath};
+
+/// The name of the directory for staged files, in [`OWN_DIRECTORY`].
+pub(crate) const STAGED: &str = "staged";
+
+/// Open directories kept for the next file. Objects come in key order, so the same few directories
+/// are used again and again; the number only bounds descriptors.
+const CACHED_DIRECTORIES: usize = 256;
+
+/// What went wrong on the volume, where.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// A call failed.
+    #[error("cannot {action} {path}{}", hint(*source))]
+    Call {
+        /// What was attempted.
+        action: &'static str,
+        /// On what, relative to the volume root.
+        path: String,
+        /// The system's answer.
+        source: Errno,
+    },
+    /// Something stands where a directory or a file of ours must be.
+    #[error("{path} is {found} where {wanted} must be; remove it, or fill an empty volume")]
+    InTheWay {
+        /// The path, relative to the volume root.
+        path: String,
+        /// What is there.
+        found: &'static str,
+        /// What must be there.
+        wanted: &'static str,
+    },
+    /// Another process fills this volume.
+    #[error("another worker holds the volume {0}; wait for it, or stop it")]
+    Held(PathBuf),
+    /// The file system has less room than is needed.
+    #[error("the volume is full: {needed} more bytes were needed for {path}, {available} are available of {total}; use a larger volume, or fewer objects (--include, --exclude)")]
+    Full {
+        /// What was being written.
+        path: String,
+        /// How much it needs.
+        needed: u64,
+        /// How much there is.
+        available: u64,
+        /// The file system's size.
+        total: u64,
+    },
+}
+
+fn hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::ACCESS | Errno::PERM => {
+            " (the volume's root must be writable for this user; in a Pod: generic.fsGroup, or generic.runAsUser)"
+        }
+        Errno::ROFS => " (the volume is mounted read-only)",
+        Errno::NAMETOOLONG | Errno::ILSEQ | Errno::INVAL => {
+            " (the file system refuses this name or operation; --unmappable escape or --exclude may help)"
+        }
+        Errno::DQUOT => " (the quota is used up)",
+        _ => "",
+    }
+}
+
+impl VolumeError {
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Call { source, .. } => match *source {
+                Errno::NAMETOOLONG | Errno::ILSEQ | Errno::INVAL => ExitCode::Occupied,
+                _ => ExitCode::Volume,
+            },
+            Self::InTheWay { .. } => ExitCode::Occupied,
+            Self::Held(_) => ExitCode::Transient,
+            Self::Full { .. } => ExitCode::Volume,
+        }
+    }
+}
+
+/// A failed call on `path`.
+fn failed(action: &'static str, path: impl Into<String>) -> impl FnOnce(Errno) -> VolumeError {
+    let path = path.into();
+    move |source| VolumeError::Call { action, path, source }
+}
+
+/// An I/O error of std as the errno that it came from.
+pub(crate) fn errno(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+/// The room on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Bytes that this user may still write.
+    pub(crate) available: u64,
+    /// Files that may still be made; `None` where the file system does not say.
+    pub(crate) files: Option<u64>,
+    /// Bytes in all.
+    pub(crate) total: u64,
+}
+
+/// How a staged file came to its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Published {
+    /// Nothing was there.
+    New,
+    /// Something is there; the staged file still has its staged name.
+    Exists,
+}
+
+/// An opened volume. While one that is being filled lives, no other worker has it.
+#[derive(Debug)]
+pub(crate) struct Volume {
+    path: PathBuf,
+    root: OwnedFd,
+    own: OwnedFd,
+    /// What only a volume that is being filled has.
+    filling: Option<Filling>,
+    directories: Mutex<HashMap<String, Arc<OwnedFd>>>,
+}
+
+#[derive(Debug)]
+struct Filling {
+    staged: OwnedFd,
+    _lock: OwnedFd,
+}
+
+const DIRECTORY: OFlags =
+    OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::RDONLY);
+const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o755);
+const FILE_MODE: Mode = Mode::from_bits_truncate(0o644);
+
+fn open_or_make_directory(at: impl AsFd, name: &str, path: &str) -> Result<OwnedFd, VolumeError> {
+    for _ in 0..2 {
+        match fs::openat(&at, name, DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => match fs::mkdirat(&at, name, DIRECTORY_MODE) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(failed("make directory", path)(errno)),
+            },
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                return Err(in_the_way(at, name, path, "a directory"));
+            }
+            other => return other.map_err(failed("open directory", path)),
+        }
+    }
+    Err(failed("open directory", path)(Errno::NOENT))
+}
+
+fn in_the_way(at: impl AsFd, name: &str, path: &str, wanted: &'static str) -> VolumeError {
+    let found = match fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Symlink => "a symlink",
+            FileType::Directory => "a directory",
+            FileType::RegularFile => "a file",
+            _ => "a special file",
+        },
+        Err(_) => "something else",
+    };
+    VolumeError::InTheWay { path: path.to_owned(), found, wanted }
+}
+
+impl Volume {
+    /// Opens the volume at `path`, makes what is ours in it and takes its lock.
+    ///
+    /// # Errors
+    /// [`VolumeError::Held`] if another worker has it, [`VolumeError::Call`] otherwise.
+    pub(crate) fn open(path: &Path) -> Result<Self, VolumeError> {
+        let shown = path.display().to_string();
+        match fs::mkdir(path, DIRECTORY_MODE) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            // an existing directory on a read-only file system answers ROFS: the next call tells
+            Err(Errno::ROFS | Errno::ACCESS) if path.is_dir() => {}
+            Err(errno) => return Err(failed("make the volume's directory", shown)(errno)),
+        }
+        // the root itself may be named through symlinks: the user chose it
+        let root =
+            fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY, Mode::empty())
+                .map_err(failed("open the volume", &shown))?;
+        let own = open_or_make_directory(&root, OWN_DIRECTORY, OWN_DIRECTORY)?;
+        let lock = fs::openat(
+            &own,
+            "lock",
+            OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+            FILE_MODE,
+        )
+        .map_err(failed("open", ".ossvp/lock"))?;
+        match fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(VolumeError::Held(path.to_owned())),
+            Err(errno) => return Err(failed("lock", ".ossvp/lock")(errno)),
+        }
+        let staged = open_or_make_directory(&own, STAGED, ".ossvp/staged")?;
+        Ok(Self {
+            path: path.to_owned(),
+            root,
+            own,
+            filling: Some(Filling { staged, _lock: lock }),
+            directories: Mutex::default(),
+        })
+    }
+
+    /// Opens the volume at `path` only to read it; `None` if nothing of ours is there.
+    pub(crate) fn look(path: &Path) -> Result<Option<Self>, VolumeError> {
+        let shown = path.display().to_string();
+        let opened = |action, at| match at {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(failed(action, &shown)(errno)),
+        };
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
+        let Some(root) = opened("open the volume", fs::open(path, flags, Mode::empty()))? else {
+            return Ok(None);
+        };
+        let own = fs::openat(&root, OWN_DIRECTORY, DIRECTORY, Mode::empty());
+        let own = opened("open .ossvp in", own)?;
+        Ok(own.map(|own| Self {
+            path: path.to_owned(),
+            root,
+            own,
+            filling: None,
+            directories: Mutex::default(),
+        }))
+    }
+
+    /// Where the volume is, as it was named.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The descriptor of `.ossvp`.
+    pub(crate) fn own(&self) -> BorrowedFd<'_> {
+        self.own.as_fd()
+    }
+
+    /// The descriptor of `.ossvp/staged`.
+    fn staged(&self) -> BorrowedFd<'_> {
+        let filling = self.filling.as_ref();
+        filling.expect("only a volume that is being filled is written to").staged.as_fd()
+    }
+
+    /// The directory `path`, made with its parents where missing; `None` is the root.
+    fn directory(&self, path: Option<&str>) -> Result<Arc<OwnedFd>, VolumeError> {
+        let Some(path) = path else {
+            let root = self.root.try_clone().map_err(|error| errno(&error));
+            return Ok(Arc::new(root.map_err(failed("open", "the volume root"))?));
+        };
+        if let Some(directory) = self.cached(path) {
+            return Ok(directory);
+        }
+        let (parent, name) = match path.rsplit_once('/') {
+            Some((parent, name)) => (Some(self.directory(Some(parent))?), name),
+            None => (None, path),
+        };
+        let at = parent.as_deref().map_or(self.root.as_fd(), AsFd::as_fd);
+        let directory = Arc::new(open_or_make_directory(at, name, path)?);
+        let mut cache = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.len() >= CACHED_DIRECTORIES {
+            cache.clear();
+        }
+        cache.insert(path.to_owned(), Arc::clone(&directory));
+        Ok(directory)
+    }
+
+    fn cached(&self, path: &str) -> Option<Arc<OwnedFd>> {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+    }
+
+    /// Forgets open directories, after some were removed.
+    fn forget_directories(&self) {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Runs `call` with the descriptor of the directory that holds `path`, and its name there.
+    fn beside<T>(
+        &self,
+        path: &VolumePath,
+        call: impl FnOnce(BorrowedFd<'_>, &str) -> Result<T, VolumeError>,
+    ) -> Result<T, VolumeError> {
+        match path.parent() {
+            None => call(self.root.as_fd(), path.name()),
+            parent => call(self.directory(parent)?.as_fd(), path.name()),
+        }
+    }
+
+    /// As [`Volume::beside`], but makes nothing: `None` where the directory does not exist.
+    fn beside_existing<T>(
+        &self,
+        path: &VolumePath,
+        call: impl FnOnce(BorrowedFd<'_>, &str) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let Some(parent) = path.parent() else {
+            return call(self.root.as_fd(), path.name());
+        };
+        if let Some(directory) = self.cached(parent) {
+            return call(directory.as_fd(), path.name());
+        }
+        let mut at: Option<OwnedFd> = None;
+        for name in parent.split('/') {
+            let from = at.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
+            at = Some(fs::openat(from, name, DIRECTORY, Mode::empty())?);
+        }
+        call(at.as_ref().map_or(self.root.as_fd(), AsFd::as_fd), path.name())
+    }
+
+    /// What stands at `path`, symlinks not followed; `None` if nothing does.
+    pub(crate) fn stat(&self, path: &VolumePath) -> Result<Option<Stat>, VolumeError> {
+        let stat = |at: BorrowedFd<'_>, name: &str| fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW);
+        match self.beside_existing(path, stat) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(errno) => Err(failed("look at", path.as_str())(errno)),
+        }
+    }
+
+    /// Opens the file at `path` for reading.
+    pub(crate) fn read(&self, path: &VolumePath) -> Result<File, VolumeError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.beside_existing(path, |at, name| fs::openat(at, name, flags, Mode::empty()))
+            .map(File::from)
+            .map_err(failed("open", path.as_str()))
+    }
+
+    /// Makes the directory `path`.
+    pub(crate) fn make_directory(&self, path: &VolumePath) -> Result<(), VolumeError> {
+        self.directory(Some(path.as_str())).map(drop)
+    }
+
+    /// Removes the file or the empty directory at `path`; nothing there is fine, and so is a
+    /// directory that is not empty (it still holds others' files).
+    pub(crate) fn remove(&self, path: &VolumePath, directory: bool) -> Result<(), VolumeError> {
+        let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        let gone = self.beside_existing(path, |at, name| fs::unlinkat(at, name, flags));
+        self.forget_directories();
+        match gone {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) if directory => Ok(()),
+            Err(errno) => Err(failed("remove", path.as_str())(errno)),
+        }
+    }
+
+    /// Removes directories that are empty, from the one that holds `path` upwards.
+    pub(crate) fn remove_empty_parents(&self, path: &VolumePath) -> Result<(), VolumeError> {
+        let mut path = path.parent();
+        while let Some(parent) = path.and_then(|path| path.parse::<VolumePath>().ok()) {
+            self.remove(&parent, true)?;
+            if self.stat(&parent)?.is_some() {
+                break;
+            }
+            path = path.and_then(|path| path.rsplit_once('/')).map(|(parent, _)| parent);
+        }
+        Ok(())
+    }
+
+    /// Opens the staged file `name`; `fresh` refuses one that exists.
+    pub(crate) fn stage(
+        &self,
+        name: &str,
+        fresh: bool,
+        more: OFlags,
+    ) -> Result<OwnedFd, VolumeError> {
+        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | more;
+        let flags = if fresh { flags | OFlags::EXCL } else { flags };
+        fs::openat(self.staged(), name, flags, FILE_MODE)
+            .map_err(failed("make", format!(".ossvp/staged/{name}")))
+    }
+
+    /// Reserves `size` bytes for a staged file, where the file system can.
+    pub(crate) fn reserve(
+        &self,
+        file: impl AsFd,
+        path: &VolumePath,
+        size: u64,
+    ) -> Result<(), VolumeError> {
+        if size == 0 {
+            return Ok(());
+        }
+        match fs::fallocate(file, FallocateFlags::empty(), 0, size) {
+            Ok(()) => Ok(()),
+            // NFS before 4.2 and some FUSE file systems have none
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::INTR) => Ok(()),
+            Err(errno) => Err(self.writing(path.as_str(), size, errno)),
+        }
+    }
+
+    /// A failed write of `needed` bytes for `path`: with both figures if the volume is full.
+    pub(crate) fn writing(&self, path: &str, needed: u64, errno: Errno) -> VolumeError {
+        match (errno, self.room()) {
+            (Errno::NOSPC, Ok(Room { available, total, .. })) => {
+                VolumeError::Full { path: path.to_owned(), needed, available, total }
+            }
+            _ => failed("write", path)(errno),
+        }
+    }
+
+    /// Gives the staged file `name` its own name, unless something has it.
+    ///
+    /// The file's close is checked first: NFS reports failed writes there.
+    pub(crate) fn publish(
+        &self,
+        name: &str,
+        file: OwnedFd,
+        path: &VolumePath,
+        modified_ms: i64,
+    ) -> Result<Published, VolumeError> {
+        let time = Timespec {
+            tv_sec: modified_ms.div_euclid(1000),
+            tv_nsec: (modified_ms.rem_euclid(1000) * 1_000_000) as _,
+        };
+        fs::futimens(&file, &Timestamps { last_access: time, last_modification: time })
+            .map_err(failed("set the time of", path.as_str()))?;
+        close(file).map_err(|errno| self.writing(path.as_str(), 0, errno))?;
+        self.beside(path, |at, own_name| {
+            let moved =
+                fs::renameat_with(self.staged(), name, at, own_name, RenameFlags::NOREPLACE);
+            let moved = match moved {
+                // NFS and some FUSE file systems know no flags: a link does not replace either
+                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                    fs::linkat(self.staged(), name, at, own_name, AtFlags::empty())
+                        .and_then(|()| fs::unlinkat(self.staged(), name, AtFlags::empty()))
+                }
+                other => other,
+            };
+            match moved {
+                Ok(()) => Ok(Published::New),
+                Err(Errno::EXIST) => Ok(Published::Exists),
+                Err(errno) => Err(failed("name", path.as_str())(errno)),
+            }
+        })
+    }
+
+    /// Gives the staged file `name` its own name, in place of a file that has it.
+    pub(crate) fn replace(&self, name: &str, path: &VolumePath) -> Result<(), VolumeError> {
+        self.beside(path, |at, own_name| match fs::renameat(self.staged(), name, at, own_name) {
+            Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
+                Err(in_the_way(at, own_name, path.as_str(), "a file"))
+            }
+            other => other.map_err(failed("name", path.as_str())),
+        })
+    }
+
+    /// Removes the staged file `name`, if it exists.
+    pub(crate) fn discard_staged(&self, name: &str) -> Result<(), VolumeError> {
+        match fs::unlinkat(self.staged(), name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(failed("remove", format!(".ossvp/staged/{name}"))(errno)),
+        }
+    }
+
+    /// Removes every staged file that `keep` does not want, and says how many bytes are reserved
+    /// by the others.
+    pub(crate) fn clean_staged(&self, keep: impl Fn(&str) -> bool) -> Result<u64, VolumeError> {
+        let wrong = || failed("read", ".ossvp/staged");
+        let mut reserved = 0;
+        for entry in fs::Dir::read_from(self.staged()).map_err(wrong())? {
+            let entry = entry.map_err(wrong())?;
+            match entry.file_name().to_str() {
+                Ok("." | "..") | Err(_) => {}
+                Ok(name) if keep(name) => {
+                    let stat = fs::statat(self.staged(), name, AtFlags::SYMLINK_NOFOLLOW);
+                    // st_blocks counts 512 bytes each (stat(2))
+                    reserved += stat.map_or(0, |stat| stat.st_blocks as u64 * 512);
+                }
+                Ok(name) => self.discard_staged(name)?,
+            }
+        }
+        Ok(reserved)
+    }
+
+    /// The room on the volume's file system.
+    pub(crate) fn room(&self) -> Result<Room, VolumeError> {
+        room(&self.root)
+    }
+
+    /// Waits until everything written to the file system is on its device.
+    pub(crate) fn sync(&self) -> Result<(), VolumeError> {
+        fs::syncfs(&self.root).map_err(|errno| self.writing("the volume", 0, errno))
+    }
+
+    /// Whether two names that differ only in case, or in Unicode composition, are one file here.
+    pub(crate) fn folds_names(&self) -> Result<bool, VolumeError> {
+        let probe = "probe-a\u{e9}";
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        fs::openat(&self.own, probe, flags, FILE_MODE)
+            .map_err(failed("make", ".ossvp/probe"))?;
+        let seen = |name: &str| fs::statat(&self.own, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        let folds = seen("PROBE-A\u{e9}") || seen("probe-ae\u{301}");
+        fs::unlinkat(&self.own, probe, AtFlags::empty())
+            .map_err(failed("remove", ".ossvp/probe"))?;
+        Ok(folds)
+    }
+
+    /// Opens a file of ours, in `.ossvp`.
+    pub(crate) fn open_own(&self, name: &str, flags: OFlags) -> Result<File, VolumeError> {
+        fs::openat(&self.own, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, FILE_MODE)
+            .map(File::from)
+            .map_err(failed("open", format!("{OWN_DIRECTORY}/{name}")))
+    }
+
+    /// Opens a file of ours for reading, if it exists.
+    pub(crate) fn read_own(&self, name: &str) -> Result<Option<File>, VolumeError> {
+        match self.open_own(name, OFlags::RDONLY) {
+            Ok(file) => Ok(Some(file)),
+            Err(VolumeError::Call { source: Errno::NOENT, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes a file of ours so that it is there whole or not at all, also after a power cut.
+    pub(crate) fn write_own(&self, name: &str, contents: &[u8]) -> Result<(), VolumeError> {
+        let draft = format!("{name}.new");
+        let file = self.open_own(&draft, OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY)?;
+        io::Write::write_all(&mut &file, contents)
+            .map_err(|error| self.writing(&draft, contents.len() as u64, errno(&error)))?;
+        self.settle_own(&draft, name, &file)
+    }
+
+    /// Syncs the file of ours `draft`, renames it to `name` and syncs the rename.
+    pub(crate) fn settle_own(
+        &self,
+        draft: &str,
+        name: &str,
+        file: &File,
+    ) -> Result<(), VolumeError> {
+        fs::fsync(file).map_err(|errno| self.writing(draft, 0, errno))?;
+        fs::renameat(&self.own, draft, &self.own, name)
+            .map_err(failed("name", format!("{OWN_DIRECTORY}/{name}")))?;
+        fs::fsync(&self.own).map_err(failed("sync", OWN_DIRECTORY))
+    }
+
+    /// Removes a file of ours, if it exists, and syncs that.
+    pub(crate) fn remove_own(&self, name: &str) -> Result<(), VolumeError> {
+        match fs::unlinkat(&self.own, name, AtFlags::empty()) {
+            Ok(()) => fs::fsync(&self.own).map_err(failed("sync", OWN_DIRECTORY)),
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(failed("remove", format!("{OWN_DIRECTORY}/{name}"))(errno)),
+        }
+    }
+
+    /// A maker of files without a name on the volume, for what sorting cannot hold in memory.
+    pub(crate) fn spill(self: &Arc<Self>) -> super::sort::SpillFile {
+        let volume = Arc::clone(self);
+        Box::new(move || {
+            let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR;
+            let file = volume.open_own("spill", flags).map_err(io::Error::other)?;
+            fs::unlinkat(&volume.own, "spill", AtFlags::empty())?;
+            Ok(file)
+        })
+    }
+}
+
+/// The room on the file system of `at`.
+pub(crate) fn room(at: impl AsFd) -> Result<Room, VolumeError> {
+    let stat = fs::fstatvfs(at).map_err(failed("ask for the room on", "the volume"))?;
+    Ok(Room {
+        available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        // some network file systems answer zero for both: they do not count files
+        files: (stat.f_files > 0).then_some(stat.f_favail),
+        total: stat.f_blocks.saturating_mul(stat.f_frsize),
+    })
+}
+
+/// Closes a file and hears what that reports.
+fn close(file: OwnedFd) -> Result<(), Errno> {
+    // SAFETY: `into_raw_fd` gives up ownership, so the descriptor is valid here and closed once.
+    #[allow(unsafe_code, reason = "the only way to hear close's error, which NFS reports writes by")]
+    unsafe {
+        rustix::io::try_close(file.into_raw_fd())
+    }
+}

@@ -1,0 +1,245 @@
+//! Staged files: bytes on their way to a name of their own.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::failure::Failure;
+use super::volume::{Volume, errno};
+use crate::handoff::Direct;
+use crate::keys::VolumePath;
+
+/// A call slower than this on average is worth a hop to another thread, which costs some 10 to
+/// 20 µs; local file systems answer in 1 to 50 µs, NAS and CPFS in 1 to 5 ms.
+const SLOW: Duration = Duration::from_micros(300);
+
+/// Runs file calls where they harm the network least: at once while they are fast, aside (the
+/// runtime's other work moves to another thread) while the file system turns out to be slow.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    average_ns: AtomicU64,
+}
+
+impl Calls {
+    pub(crate) fn run<T>(&self, call: impl FnOnce() -> T) -> T {
+        let timed = || {
+            let start = Instant::now();
+            let value = call();
+            let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            // a moving average over some 16 calls; a lost update under a race does not matter
+            let average = self.average_ns.load(Relaxed);
+            self.average_ns.store(average - average / 16 + ns / 16, Relaxed);
+            value
+        };
+        if self.average_ns.load(Relaxed) > SLOW.as_nanos() as u64 {
+            tokio::task::block_in_place(timed)
+        } else {
+            timed()
+        }
+    }
+}
+
+/// The alignment that O_DIRECT asks for on every file system in use: a page.
+const ALIGNMENT: usize = 4096;
+/// Bytes of one O_DIRECT write: from here on larger ones were not faster.
+const DIRECT_WRITE: usize = 1 << 20;
+
+/// Bytes that begin at an aligned address.
+#[derive(Debug)]
+struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+    used: usize,
+}
+
+impl Aligned {
+    fn new() -> Self {
+        let bytes = vec![0; DIRECT_WRITE + ALIGNMENT];
+        let start = bytes.as_ptr().align_offset(ALIGNMENT);
+        Self { bytes, start, used: 0 }
+    }
+
+    /// Takes what fits of `bytes` and says how much that was.
+    fn take(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(DIRECT_WRITE - self.used);
+        let at = self.start + self.used;
+        self.bytes[at..at + taken].copy_from_slice(&bytes[..taken]);
+        self.used += taken;
+        taken
+    }
+
+    /// Fills up with zeros to a whole number of pages.
+    fn pad(&mut self) {
+        let end = self.used.next_multiple_of(ALIGNMENT);
+        self.bytes[self.start + self.used..self.start + end].fill(0);
+        self.used = end;
+    }
+
+    fn filled(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.used]
+    }
+}
+
+/// A staged file of known size, written at any offset by several at once.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    file: std::fs::File,
+    path: VolumePath,
+    size: u64,
+    direct: bool,
+    volume: Arc<Volume>,
+    calls: Arc<Calls>,
+}
+
+impl Staged {
+    /// Opens the staged file `name` for `path` and reserves its `size` bytes.
+    pub(crate) fn open(
+        volume: &Arc<Volume>,
+        calls: &Arc<Calls>,
+        name: &str,
+        path: &VolumePath,
+        size: u64,
+        fresh: bool,
+        direct: Direct,
+    ) -> Result<Self, Failure> {
+        let wanted = match direct {
+            Direct::On => true,
+            Direct::Off => false,
+            Direct::Auto => takes_direct(volume),
+        };
+        let direct_flag = if wanted { OFlags::DIRECT } else { OFlags::empty() };
+        let (fd, direct) = match volume.stage(name, fresh, direct_flag) {
+            Ok(fd) => (fd, wanted),
+            // a file system that knows no O_DIRECT refuses the flag
+            Err(_) if wanted => (volume.stage(name, false, OFlags::empty())?, false),
+            Err(error) => return Err(error.into()),
+        };
+        volume.reserve(&fd, path, size)?;
+        Ok(Self {
+            file: fd.into(),
+            path: path.clone(),
+            size,
+            direct,
+            volume: Arc::clone(volume),
+            calls: Arc::clone(calls),
+        })
+    }
+
+    fn failed(&self, needed: usize, error: &io::Error) -> Failure {
+        self.volume.writing(self.path.as_str(), needed as u64, errno(error)).into()
+    }
+
+    /// A writer of the bytes from `offset` on; with O_DIRECT, `offset` must be aligned.
+    pub(crate) fn writer(self: &Arc<Self>, offset: u64) -> Writer {
+        let aligned = offset.is_multiple_of(ALIGNMENT as u64);
+        Writer {
+            staged: Arc::clone(self),
+            offset,
+            buffer: (self.direct && aligned).then(Aligned::new),
+        }
+    }
+
+    /// Whether writes bypass the page cache.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// A second descriptor that reads through the page cache.
+    pub(crate) fn reader(&self, name: &str) -> Result<std::fs::File, Failure> {
+        Ok(self.volume.stage(name, false, OFlags::empty())?.into())
+    }
+
+    /// Cuts off what padding or an older version left behind the end; gives up the descriptor.
+    pub(crate) fn finish(self) -> Result<OwnedFd, Failure> {
+        self.file.set_len(self.size).map_err(|error| self.failed(0, &error))?;
+        Ok(self.file.into())
+    }
+}
+
+/// Whether the volume's file system is one on which O_DIRECT was measured to pay.
+fn takes_direct(volume: &Volume) -> bool {
+    const EXT4: i64 = 0xef53;
+    const XFS: i64 = 0x5846_5342;
+    rustix::fs::fstatfs(volume.own()).is_ok_and(|stat| matches!(stat.f_type as i64, EXT4 | XFS))
+}
+
+/// Writes one run of bytes, in order, from an offset on.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    staged: Arc<Staged>,
+    offset: u64,
+    buffer: Option<Aligned>,
+}
+
+impl Writer {
+    /// Writes `bytes` behind what was written before.
+    pub(crate) async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
+        let Some(buffer) = &mut self.buffer else {
+            let Self { staged, offset, .. } = self;
+            staged
+                .calls
+                .run(|| staged.file.write_all_at(bytes, *offset))
+                .map_err(|error| staged.failed(bytes.len(), &error))?;
+            *offset += bytes.len() as u64;
+            return Ok(());
+        };
+        loop {
+            let taken = buffer.take(bytes);
+            bytes = &bytes[taken..];
+            if buffer.used < DIRECT_WRITE {
+                return Ok(());
+            }
+            let full = std::mem::replace(buffer, Aligned { bytes: Vec::new(), start: 0, used: 0 });
+            *buffer = write_direct(&self.staged, full, self.offset).await?;
+            self.offset += DIRECT_WRITE as u64;
+        }
+    }
+
+    /// Writes what is left in the buffer.
+    pub(crate) async fn finish(mut self) -> Result<(), Failure> {
+        if let Some(mut buffer) = self.buffer.take()
+            && buffer.used > 0
+        {
+            // the padding lies behind the end of the object, where it is cut off, or in the next
+            // part's first page only if parts were not aligned, and then there is no buffer
+            buffer.pad();
+            write_direct(&self.staged, buffer, self.offset).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a full or padded buffer on a thread that may block, and gives it back empty.
+async fn write_direct(
+    staged: &Arc<Staged>,
+    mut buffer: Aligned,
+    offset: u64,
+) -> Result<Aligned, Failure> {
+    let target = Arc::clone(staged);
+    let (result, mut buffer) = tokio::task::spawn_blocking(move || {
+        let mut result = target.file.write_all_at(buffer.filled(), offset);
+        if result.as_ref().is_err_and(|error| errno(error) == Errno::INVAL) {
+            // this device wants another alignment: go on through the page cache
+            result = leave_direct(&target.file)
+                .and_then(|()| target.file.write_all_at(buffer.filled(), offset));
+        }
+        buffer.used = buffer.used.min(DIRECT_WRITE);
+        (result, buffer)
+    })
+    .await
+    .map_err(|error| Failure::Unexpected(format!("a write did not finish: {error}")))?;
+    result.map_err(|error| staged.failed(buffer.used, &error))?;
+    buffer.used = 0;
+    Ok(buffer)
+}
+
+fn leave_direct(file: &std::fs::File) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(file.as_fd())?;
+    Ok(rustix::fs::fcntl_setfl(file.as_fd(), flags - OFlags::DIRECT)?)
+}

@@ -22,6 +22,7 @@ mod meter;
 mod objects;
 mod providers;
 mod retry;
+mod rrsa;
 mod sign;
 mod stated;
 mod transport;
@@ -154,10 +155,15 @@ impl Source {
             connect_timeout: policy.connect_timeout,
             proxied: true,
         })?;
-        let credentials = (!anonymous).then(|| {
-            let chain = providers::Chain::new(dialect, env);
-            credentials::Credentials::new(chain, policy.refresh_ahead, meter.clone())
-        });
+        let credentials = if *anonymous {
+            None
+        } else {
+            let (region, vpc) = (endpoint.region(), endpoint.is_internal());
+            let rrsa = rrsa::Rrsa::new(transport.clone(), region, vpc, policy.first_byte_timeout);
+            let chain = providers::Chain::new(dialect, env, rrsa)?;
+            let ahead = policy.refresh_ahead;
+            Some(credentials::Credentials::new(chain, ahead, meter.clone()))
+        };
         let client = Arc::new(client::Client {
             dialect,
             endpoint,

@@ -129,7 +129,7 @@ impl Answer {
 }
 
 /// One line of at most [`MAX_TEXT`] characters.
-fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     let mut line: String = text
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })

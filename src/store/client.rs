@@ -397,6 +397,6 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 
 /// Whether a status is one that a later attempt may not get.
 pub(super) fn is_passing(status: StatusCode) -> bool {
-    status.is_server_error()
+    (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED)
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }

@@ -1,2 +1,232 @@
-//! The source of a run: opens what a [`SourceUrl`](crate::keys::SourceUrl) names and hides which
-//! protocol serves it.
+//! The source of objects: a prefix of an OSS or S3 bucket, or a local directory.
+//!
+//! Our own client, because keys must come out exact and answers must be seen whole: it signs
+//! (`sign`), sends over hyper (`transport`), judges refusals (`verdict`) and tries again (`retry`),
+//! lists one page ahead (`lister`, `listing`) and resumes broken bodies (`body`). To the rest of
+//! ossvp a source is a stream of [`Listed`] and an [`object_store::ObjectStore`], so a decorator can
+//! stand between, and tests can bring their own.
+//!
+//! Keys travel through [`object_store::path::Path`] by [`location`] and come back by [`key_at`].
+
+mod answer;
+mod body;
+mod client;
+mod credentials;
+mod endpoint;
+mod error;
+mod files;
+mod lister;
+mod listing;
+mod location;
+mod meter;
+mod objects;
+mod providers;
+mod retry;
+mod rrsa;
+mod sign;
+mod stated;
+mod transport;
+mod verdict;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use object_store::ObjectStore;
+use reqsign_core::{Env, OsEnv};
+
+use crate::keys::{Dialect, Key, Prefix, SourceUrl};
+
+pub use answer::Answer;
+pub use endpoint::Addressing;
+pub use error::{Cause, Class, StoreError, Subject, explain};
+pub use listing::Listed;
+pub use location::{key_at, location};
+pub use meter::Meter;
+pub use retry::RetryPolicy;
+pub use stated::Stated;
+
+/// How to reach the source.
+#[derive(Debug, Clone, Default)]
+pub struct Connection {
+    /// Host, with a scheme and a port if need be; a bare host means https. `None`: the region's
+    /// public endpoint.
+    pub endpoint: Option<String>,
+    /// Such as `cn-hangzhou`; `oss-cn-hangzhou` means the same. `None`: as the endpoint tells.
+    pub region: Option<String>,
+    /// How requests name the bucket.
+    pub addressing: Addressing,
+    /// Send no signature, ask for no credentials.
+    pub anonymous: bool,
+    /// More roots to trust, a PEM file.
+    pub ca_bundle: Option<PathBuf>,
+    /// Upper bound for one piece of a body, in bytes; `None`: 256 KiB.
+    pub read_buffer: Option<usize>,
+}
+
+/// What the process brings: environment and patience. Tests bring their own.
+#[doc(hidden)]
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// Environment variables and the home directory.
+    pub env: Arc<dyn Env>,
+    /// Timeouts and retries.
+    pub policy: RetryPolicy,
+}
+
+impl Default for Surroundings {
+    fn default() -> Self {
+        Self { env: Arc::new(OsEnv), policy: RetryPolicy::default() }
+    }
+}
+
+/// A source, ready to be listed and read.
+pub struct Source {
+    dialect: Dialect,
+    prefix: Prefix,
+    listing: Listing,
+    objects: Arc<dyn ObjectStore>,
+    meter: Arc<Meter>,
+}
+
+enum Listing {
+    Bucket(Arc<client::Client>),
+    Directory(files::Files),
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source")
+            .field("dialect", &self.dialect)
+            .field("prefix", &self.prefix)
+            .field("objects", &self.objects)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Source {
+    /// Settles endpoint, region, TLS roots, proxies and where credentials come from; sends nothing
+    /// and reads no object.
+    ///
+    /// # Errors
+    /// Class [`Class::Usage`] for settings that cannot be used, [`Class::Refused`] for a directory
+    /// that cannot be read.
+    pub fn open(url: &SourceUrl, connection: &Connection) -> Result<Self, StoreError> {
+        Self::open_in(url, connection, Surroundings::default())
+    }
+
+    /// [`Source::open`] with the caller's surroundings.
+    #[doc(hidden)]
+    pub fn open_in(
+        url: &SourceUrl,
+        connection: &Connection,
+        surroundings: Surroundings,
+    ) -> Result<Self, StoreError> {
+        let meter = Arc::new(Meter::default());
+        let Connection { endpoint, region, addressing, anonymous, ca_bundle, read_buffer } =
+            connection;
+        let (dialect, bucket, prefix) = match url {
+            SourceUrl::Bucket { dialect, bucket, prefix } => (*dialect, bucket, prefix.clone()),
+            SourceUrl::Directory(path) => {
+                let files = files::Files::open(path, *read_buffer, meter.clone())?;
+                return Ok(Self {
+                    dialect: Dialect::File,
+                    prefix: Prefix::default(),
+                    objects: Arc::new(files.clone()),
+                    listing: Listing::Directory(files),
+                    meter,
+                });
+            }
+        };
+        let endpoint = endpoint::Endpoint::settle(
+            dialect,
+            bucket,
+            endpoint.as_deref(),
+            region.as_deref(),
+            *addressing,
+            *anonymous,
+        )?;
+        let Surroundings { env, policy } = surroundings;
+        let transport = transport::Transport::new(&transport::Options {
+            env: env.as_ref(),
+            ca_bundle: ca_bundle.as_deref(),
+            read_buffer: *read_buffer,
+            connect_timeout: policy.connect_timeout,
+            proxied: true,
+        })?;
+        let credentials = if *anonymous {
+            None
+        } else {
+            let (region, vpc) = (endpoint.region(), endpoint.is_internal());
+            let rrsa = rrsa::Rrsa::new(transport.clone(), region, vpc, policy.first_byte_timeout);
+            let chain = providers::Chain::new(dialect, env, rrsa)?;
+            let ahead = policy.refresh_ahead;
+            Some(credentials::Credentials::new(chain, ahead, meter.clone()))
+        };
+        let client = Arc::new(client::Client {
+            dialect,
+            endpoint,
+            credentials,
+            transport,
+            policy,
+            meter: meter.clone(),
+            max_frame: read_buffer.unwrap_or(usize::MAX).max(1),
+            clock_offset: 0.into(),
+            answered: false.into(),
+        });
+        Ok(Self {
+            dialect,
+            prefix,
+            objects: Arc::new(objects::Objects(client.clone())),
+            listing: Listing::Bucket(client),
+            meter,
+        })
+    }
+
+    /// The objects under the prefix, in key order, only those strictly behind `after` if given.
+    ///
+    /// Streamed page by page: the next page is asked for while the last one is used, and no more.
+    /// A listing that is out of order ends in [`StoreError::OutOfOrder`]. After an error nothing
+    /// follows.
+    ///
+    /// Of a directory: the regular files below it, symlinks followed, keys being their paths
+    /// relative to it; also in key order. Empty directories are no objects.
+    pub fn list(&self, after: Option<&Key>) -> BoxStream<'static, Result<Listed, StoreError>> {
+        match &self.listing {
+            Listing::Bucket(client) => {
+                lister::list(client.clone(), self.prefix.clone(), after.cloned())
+            }
+            Listing::Directory(files) => files.list(after.cloned()),
+        }
+    }
+
+    /// GET and HEAD of single objects by [`location`]; nothing else is supported.
+    ///
+    /// - a failed request is sent again, and a broken body resumes, as [`RetryPolicy`] says
+    /// - [`Stated`] rides in the result's extensions
+    /// - [`explain`] gets the [`StoreError`] out of an error
+    pub fn objects(&self) -> Arc<dyn ObjectStore> {
+        self.objects.clone()
+    }
+
+    /// Puts a decorator (cap, faults) around [`Source::objects`].
+    #[must_use]
+    pub fn decorate(
+        mut self,
+        wrap: impl FnOnce(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore>,
+    ) -> Self {
+        self.objects = wrap(self.objects);
+        self
+    }
+
+    /// What the client counts, live.
+    pub fn meter(&self) -> Arc<Meter> {
+        self.meter.clone()
+    }
+
+    /// Which protocol the source speaks.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+}

@@ -1,0 +1,162 @@
+//! A body that resumes by itself.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+use object_store::GetRange;
+
+use super::client::{Ask, Budget, Client, Failure};
+use super::error::StoreError;
+use super::objects::{Opened, Pieces};
+use super::stated::Stated;
+
+/// The rest of a body.
+///
+/// - what is handed out is consecutive: each piece begins at `at`, and the last one ends at `end`
+/// - all of it is of one object: each answer has the ETag and the size of the first
+/// - the retry budget is whole after each piece
+pub(super) struct Body {
+    client: Arc<Client>,
+    /// The request to go on with, without its range.
+    ask: Ask,
+    etag: Option<String>,
+    size: u64,
+    /// The offset in the object of the next byte to receive.
+    at: u64,
+    end: u64,
+    incoming: Option<Incoming>,
+    /// Received, not yet handed out.
+    waiting: Bytes,
+    budget: Budget,
+}
+
+impl Body {
+    pub(super) fn new(
+        client: Arc<Client>,
+        ask: Ask,
+        etag: Option<String>,
+        incoming: Incoming,
+        range: Range<u64>,
+        size: u64,
+    ) -> Self {
+        let budget = Budget::new();
+        let (at, end, incoming) = (range.start, range.end, Some(incoming));
+        Self { client, ask, etag, size, at, end, incoming, waiting: Bytes::new(), budget }
+    }
+
+    /// The pieces, none larger than the client's bound.
+    pub(super) fn into_stream(self, path: String) -> Pieces {
+        futures::stream::unfold(Some(self), move |body| {
+            let path = path.clone();
+            async move {
+                let mut body = body?;
+                match body.piece().await {
+                    Ok(Some(piece)) => Some((Ok(piece), Some(body))),
+                    Ok(None) => None,
+                    Err(error) => {
+                        Some((Err(error.into_object_store(&path, body.client.dialect)), None))
+                    }
+                }
+            }
+        })
+        .boxed()
+    }
+
+    async fn piece(&mut self) -> Result<Option<Bytes>, StoreError> {
+        if self.waiting.is_empty() {
+            match self.receive().await? {
+                Some(data) => self.waiting = data,
+                None => return Ok(None),
+            }
+        }
+        let piece = self.waiting.split_to(self.waiting.len().min(self.client.max_frame));
+        self.client.meter.add_bytes(piece.len());
+        Ok(Some(piece))
+    }
+
+    /// The next frame, however many connections it takes.
+    async fn receive(&mut self) -> Result<Option<Bytes>, StoreError> {
+        loop {
+            let failure = match &mut self.incoming {
+                None if self.at == self.end => return Ok(None),
+                None => {
+                    self.incoming = Some(self.reopen().await?);
+                    continue;
+                }
+                Some(incoming) if self.at == self.end && incoming.is_end_stream() => {
+                    return Ok(None);
+                }
+                // the timer runs only while somebody waits for this future, and bytes that are
+                // there win over it: a consumer that pauses is no stall
+                Some(incoming) => {
+                    let stall = self.client.policy.stall_timeout;
+                    match tokio::time::timeout(stall, incoming.frame()).await {
+                        Ok(Some(Ok(frame))) => match frame.into_data() {
+                            Ok(data) if data.is_empty() => continue,
+                            Ok(data) => return self.take(data).map(Some),
+                            Err(_trailers) => continue,
+                        },
+                        Ok(None) if self.at == self.end => return Ok(None),
+                        Ok(None) => self.malformed(format!("the body ends at offset {}", self.at)),
+                        Ok(Some(Err(error))) => StoreError::Broken {
+                            subject: self.client.subject(self.ask.key.as_ref()),
+                            source: Arc::new(error),
+                        },
+                        Err(_) => StoreError::Stalled {
+                            subject: self.client.subject(self.ask.key.as_ref()),
+                            offset: self.at,
+                            seconds: stall.as_secs(),
+                        },
+                    }
+                }
+            };
+            self.incoming = None;
+            if self.at == self.end {
+                // all bytes are here, only the end was missing
+                return Ok(None);
+            }
+            self.client.recover(Failure::passing(failure), &mut self.budget).await?;
+        }
+    }
+
+    fn take(&mut self, data: Bytes) -> Result<Bytes, StoreError> {
+        if data.len() as u64 > self.end - self.at {
+            return Err(self.malformed("the body is longer than its headers say".to_owned()));
+        }
+        self.at += data.len() as u64;
+        self.budget.progress();
+        Ok(data)
+    }
+
+    async fn reopen(&mut self) -> Result<Incoming, StoreError> {
+        let rest = GetRange::Bounded(self.at..self.end);
+        let mut ask = self.ask.clone();
+        ask.headers.extend(self.client.range_headers(&rest));
+        tracing::debug!(key = ?self.ask.key, offset = self.at, "body resumed");
+        let opened = self.client.open(&ask, Some(&rest), &mut self.budget).await?;
+        let Opened { headers, body, range: _, size } = opened;
+        let etag = Stated::read(&headers, true).etag;
+        let changed = |what, was: String, is: String| StoreError::ChangedMeanwhile {
+            subject: self.client.subject(self.ask.key.as_ref()),
+            what,
+            was,
+            is,
+        };
+        if etag != self.etag {
+            let show = |etag: &Option<String>| etag.clone().unwrap_or_else(|| "none".to_owned());
+            return Err(changed("ETag", show(&self.etag), show(&etag)));
+        }
+        if size != self.size {
+            return Err(changed("size", self.size.to_string(), size.to_string()));
+        }
+        Ok(body)
+    }
+
+    fn malformed(&self, reason: String) -> StoreError {
+        StoreError::Malformed { subject: self.client.subject(self.ask.key.as_ref()), reason }
+    }
+}

@@ -1,0 +1,402 @@
+//! Requests: signed, sent, judged, and sent again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use http::header::{AUTHORIZATION, HOST, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use crate::keys::{Dialect, Key};
+
+use super::answer::Answer;
+use super::credentials::{Credential, Credentials};
+use super::endpoint::Endpoint;
+use super::error::{StoreError, Subject};
+use super::meter::Meter;
+use super::retry::{Attempts, RetryPolicy};
+use super::sign::{self, UNSIGNED_PAYLOAD, Unsigned};
+use super::stated::http_date;
+use super::transport::{BodyError, SendError, Transport, read_body};
+use super::verdict::{Verdict, judge};
+
+/// The longest body of a refusal that is read; OSS's have some 500 bytes.
+const MAX_REFUSAL: usize = 64 * 1024;
+
+/// What a request is for; it decides method, counter and permission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    List,
+    Get,
+    Head,
+}
+
+/// A request before it is signed.
+#[derive(Debug, Clone)]
+pub(super) struct Ask {
+    pub(super) kind: Kind,
+    pub(super) key: Option<Key>,
+    pub(super) query: Vec<(&'static str, String)>,
+    pub(super) headers: Vec<(HeaderName, String)>,
+}
+
+/// Why an attempt failed, and what may make the next one succeed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Time; the source may have asked for some.
+    Passing { error: StoreError, asked: Option<Duration> },
+    /// The source's clock.
+    Clock { error: StoreError, theirs: DateTime<Utc> },
+    /// Other credentials.
+    Credential { error: StoreError, used: Arc<Credential> },
+    /// Nothing.
+    Final(StoreError),
+}
+
+impl Failure {
+    pub(super) fn passing(error: StoreError) -> Self {
+        Self::Passing { error, asked: None }
+    }
+}
+
+/// What is left of the patience with one request or body.
+#[derive(Debug)]
+pub(super) struct Budget {
+    attempts: Attempts,
+    since: Instant,
+}
+
+impl Budget {
+    pub(super) fn new() -> Self {
+        Self { attempts: Attempts::default(), since: Instant::now() }
+    }
+
+    /// Bytes came: the budget is whole again.
+    pub(super) fn progress(&mut self) {
+        self.attempts.progress();
+        self.since = Instant::now();
+    }
+}
+
+/// The client of one bucket.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) dialect: Dialect,
+    pub(super) endpoint: Endpoint,
+    /// `None` to ask anonymously.
+    pub(super) credentials: Option<Arc<Credentials>>,
+    pub(super) transport: Transport,
+    pub(super) policy: RetryPolicy,
+    pub(super) meter: Arc<Meter>,
+    /// The largest piece of a body that is handed out, in bytes.
+    pub(super) max_frame: usize,
+    /// The source's clock less ours, in milliseconds.
+    pub(super) clock_offset: AtomicI64,
+    /// Whether the source has ever answered.
+    pub(super) answered: AtomicBool,
+}
+
+impl Client {
+    pub(super) fn subject(&self, key: Option<&Key>) -> Box<Subject> {
+        Box::new(Subject { bucket: self.endpoint.bucket().clone(), key: key.cloned() })
+    }
+
+    /// Makes one attempt; an answer other than 2xx is a failure.
+    pub(super) async fn once(&self, ask: &Ask) -> Result<Response<Incoming>, Failure> {
+        let credential = match &self.credentials {
+            None => None,
+            Some(credentials) => {
+                Some(credentials.get().await.map_err(|error| match error.class() {
+                    super::Class::Transient => Failure::passing(error),
+                    _ => Failure::Final(error),
+                })?)
+            }
+        };
+        let request = self.request(ask, credential.as_deref()).map_err(Failure::Final)?;
+        Meter::count(match ask.kind {
+            Kind::List => &self.meter.list,
+            Kind::Get => &self.meter.get,
+            Kind::Head => &self.meter.head,
+        });
+        let sent = Instant::now();
+        let response = self
+            .transport
+            .send(request, self.policy.first_byte_timeout)
+            .await
+            .map_err(|error| self.unsent(ask, error))?;
+        self.answered.store(true, Ordering::Relaxed);
+        if ask.kind == Kind::Get {
+            self.meter.add_first_byte(sent.elapsed());
+        }
+        if response.headers().contains_key("x-oss-qos-delay-time")
+            || matches!(response.status().as_u16(), 429 | 503)
+        {
+            Meter::count(&self.meter.throttled);
+        }
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(self.refusal(ask, response, credential).await)
+    }
+
+    /// After a failed attempt: waits until the next one may be made.
+    ///
+    /// # Errors
+    /// The failure itself once nothing is left to be tried.
+    pub(super) async fn recover(
+        &self,
+        failure: Failure,
+        budget: &mut Budget,
+    ) -> Result<(), StoreError> {
+        let attempts = &mut budget.attempts;
+        match failure {
+            Failure::Final(error) => return Err(error),
+            Failure::Clock { error, theirs } => {
+                if std::mem::replace(&mut attempts.clock_set, true) {
+                    return Err(error);
+                }
+                let offset = (theirs - Utc::now()).num_milliseconds();
+                self.clock_offset.store(offset, Ordering::Relaxed);
+                tracing::warn!(offset_ms = offset, "clock corrected by the source's");
+            }
+            Failure::Credential { error, used } => {
+                let credentials = self.credentials.as_ref();
+                let (Some(credentials), false) =
+                    (credentials, std::mem::replace(&mut attempts.refreshed, true))
+                else {
+                    return Err(error);
+                };
+                if credentials.replace(&used).await?.is_same(&used) {
+                    return Err(error);
+                }
+            }
+            Failure::Passing { error, asked } => {
+                let elapsed = budget.since.elapsed();
+                let patient = self.answered.load(Ordering::Relaxed);
+                let dice = rand::random::<f64>();
+                let Some(pause) = attempts.pause(&self.policy, asked, elapsed, patient, dice)
+                else {
+                    return Err(error);
+                };
+                let (attempt, backoff_ms) = (attempts.failed(), pause.as_millis());
+                // one failure is everyday life, three in a row are worth a look
+                if attempt < 3 {
+                    tracing::debug!(attempt, backoff_ms, error = %chain(&error), "trying again");
+                } else {
+                    tracing::warn!(attempt, backoff_ms, error = %chain(&error), "trying again");
+                }
+                tokio::time::sleep(pause).await;
+            }
+        }
+        Meter::count(&self.meter.retries);
+        Ok(())
+    }
+
+    /// Sends a request until it is answered, and reads the answer's whole body.
+    ///
+    /// # Errors
+    /// What `read` makes of the body, or the last failure.
+    pub(super) async fn whole<T>(
+        &self,
+        ask: &Ask,
+        bound: usize,
+        read: impl Fn(&[u8]) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let mut budget = Budget::new();
+        loop {
+            let attempt = async {
+                let body = self.once(ask).await?.into_body();
+                let body = read_body(body, bound, self.policy.stall_timeout).await;
+                read(&body.map_err(|error| self.unread(ask, error))?)
+            };
+            match attempt.await {
+                Ok(read) => return Ok(read),
+                Err(failure) => self.recover(failure, &mut budget).await?,
+            }
+        }
+    }
+
+    fn request(
+        &self,
+        ask: &Ask,
+        credential: Option<&Credential>,
+    ) -> Result<Request<Full<Bytes>>, StoreError> {
+        let key = ask.key.as_ref().map(Key::as_str);
+        let method = if ask.kind == Kind::Head { Method::HEAD } else { Method::GET };
+        let value = |text: &str| {
+            HeaderValue::from_str(text).map_err(|_| StoreError::Malformed {
+                subject: self.subject(ask.key.as_ref()),
+                reason: "a value does not fit into a header".to_owned(),
+            })
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, value(self.endpoint.host())?);
+        headers.insert(
+            USER_AGENT,
+            HeaderValue::from_static(concat!("ossvp/", env!("CARGO_PKG_VERSION"))),
+        );
+        for (name, text) in &ask.headers {
+            headers.insert(name, value(text)?);
+        }
+        if let Some(credential) = credential {
+            let offset = TimeDelta::milliseconds(self.clock_offset.load(Ordering::Relaxed));
+            let time = Utc::now() + offset;
+            let [date, digest, token] = match self.dialect {
+                Dialect::S3 => ["x-amz-date", "x-amz-content-sha256", "x-amz-security-token"],
+                Dialect::Oss | Dialect::File => {
+                    ["x-oss-date", "x-oss-content-sha256", "x-oss-security-token"]
+                }
+            };
+            headers.insert(date, value(&sign::timestamp(time))?);
+            headers.insert(digest, HeaderValue::from_static(UNSIGNED_PAYLOAD));
+            if let Some(secret) = &credential.token {
+                let mut secret = value(secret)?;
+                secret.set_sensitive(true);
+                headers.insert(token, secret);
+            }
+            let mut authorization =
+                value(&self.authorization(&method, key, &ask.query, &headers, credential, time))?;
+            authorization.set_sensitive(true);
+            headers.insert(AUTHORIZATION, authorization);
+        }
+        let mut request = Request::new(Full::default());
+        *request.method_mut() = method;
+        *request.uri_mut() = self.endpoint.url(key, &ask.query)?;
+        *request.headers_mut() = headers;
+        Ok(request)
+    }
+
+    /// Signs what the dialect demands: all its own headers, and for S3 the host. Anything more would
+    /// break behind gateways that rewrite it, and is what the official SDKs leave out too.
+    fn authorization(
+        &self,
+        method: &Method,
+        key: Option<&str>,
+        query: &[(&'static str, String)],
+        headers: &HeaderMap,
+        credential: &Credential,
+        time: DateTime<Utc>,
+    ) -> String {
+        let signed: Vec<(&str, &str)> = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap_or_default()))
+            .filter(|(name, _)| match self.dialect {
+                Dialect::S3 => *name == "host" || name.starts_with("x-amz-"),
+                Dialect::Oss | Dialect::File => name.starts_with("x-oss-"),
+            })
+            .collect();
+        let region = self.endpoint.region();
+        let unsigned = Unsigned {
+            dialect: self.dialect,
+            region,
+            time,
+            method: method.as_str(),
+            bucket: self.endpoint.bucket().as_str(),
+            key,
+            path_style: self.endpoint.path_style(),
+            query,
+            headers: &signed,
+        };
+        let signing_key = credential.signing_key(self.dialect, &sign::day(time), region);
+        unsigned.authorization(&credential.id, &signing_key)
+    }
+
+    fn unsent(&self, ask: &Ask, error: SendError) -> Failure {
+        let host = self.endpoint.host().to_owned();
+        match error {
+            SendError::Tls(source) => Failure::Final(StoreError::Tls { host, source }),
+            SendError::Connect(source) => {
+                let hint = if self.endpoint.is_internal() {
+                    ": an -internal endpoint can be reached only from its own region's VPC"
+                } else {
+                    ": check the endpoint's name and the network"
+                };
+                Failure::passing(StoreError::Unreachable { host, hint, source })
+            }
+            SendError::Broken(source) => {
+                let subject = self.subject(ask.key.as_ref());
+                Failure::passing(StoreError::Broken { subject, source })
+            }
+            SendError::Late => Failure::passing(StoreError::NoAnswer {
+                subject: self.subject(ask.key.as_ref()),
+                seconds: self.policy.first_byte_timeout.as_secs(),
+            }),
+        }
+    }
+
+    fn unread(&self, ask: &Ask, error: BodyError) -> Failure {
+        let subject = self.subject(ask.key.as_ref());
+        Failure::passing(match error {
+            BodyError::Broken(source) => StoreError::Broken { subject, source },
+            BodyError::Late => {
+                let seconds = self.policy.stall_timeout.as_secs();
+                StoreError::NoAnswer { subject, seconds }
+            }
+            BodyError::Long => {
+                let reason = "the answer is longer than any of its kind".to_owned();
+                StoreError::Malformed { subject, reason }
+            }
+        })
+    }
+
+    async fn refusal(
+        &self,
+        ask: &Ask,
+        response: Response<Incoming>,
+        credential: Option<Arc<Credential>>,
+    ) -> Failure {
+        let (parts, body) = response.into_parts();
+        // a refusal that cannot be read still has its status
+        let body = read_body(body, MAX_REFUSAL, self.policy.stall_timeout).await;
+        let answer = Answer::read(parts.status, &parts.headers, &body.unwrap_or_default());
+        let asked = delay(&parts.headers, Utc::now());
+        let temporary = credential.as_ref().is_some_and(|credential| credential.token.is_some());
+        match judge(self, ask, answer, temporary) {
+            Verdict::Passing(error) => Failure::Passing { error, asked },
+            Verdict::Final(error) => Failure::Final(error),
+            Verdict::Clock(error) => match http_date(&parts.headers, "date") {
+                Some(theirs) => Failure::Clock { error, theirs },
+                None => Failure::Final(error),
+            },
+            Verdict::Credential(error) => match credential {
+                Some(used) => Failure::Credential { error, used },
+                None => Failure::Final(error),
+            },
+        }
+    }
+}
+
+/// How long the source asks to be left alone.
+fn delay(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
+    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim);
+    let qos =
+        text("x-oss-qos-delay-time").and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
+    let after = text("retry-after").and_then(|text| match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => (http_date(headers, "retry-after")? - now).to_std().ok(),
+    });
+    qos.max(after)
+}
+
+/// An error and all below it, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut below = error.source();
+    while let Some(error) = below {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        below = error.source();
+    }
+    line
+}
+
+/// Whether a status is one that a later attempt may not get.
+pub(super) fn is_passing(status: StatusCode) -> bool {
+    (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED)
+        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+}

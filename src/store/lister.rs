@@ -1,0 +1,150 @@
+//! The listing of a prefix, page by page, one page ahead.
+
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use tokio::task::JoinHandle;
+
+use crate::keys::{Key, Prefix};
+
+use super::client::{Ask, Client, Failure, Kind};
+use super::error::StoreError;
+use super::listing::{Listed, Page, PageError, parse};
+
+/// The most keys of a page; neither OSS nor S3 gives more.
+const MAX_KEYS: &str = "1000";
+
+/// The longest page that is read: 1,000 keys of 1,023 bytes, each byte as `%XX`, are 3 MiB, and an
+/// entry's other fields have some 600 bytes.
+const MAX_PAGE: usize = 16 * 1024 * 1024;
+
+/// Pages without a key in a row before the source is taken to run in circles. Filters and lifecycle
+/// rules make a few; the tokens of a circle repeat sooner or later, but not at once.
+const MAX_EMPTY_PAGES: u32 = 1000;
+
+/// A page being fetched; dropping it stops that.
+struct Ahead(JoinHandle<Result<Page, StoreError>>);
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct Lister {
+    client: Arc<Client>,
+    prefix: Prefix,
+    after: Option<Key>,
+    token: Option<String>,
+    ahead: Option<Ahead>,
+    previous: Option<Key>,
+    empty_pages: u32,
+}
+
+/// Lists the objects under `prefix` behind `after`, in key order.
+///
+/// Ends after its first error.
+pub(super) fn list(
+    client: Arc<Client>,
+    prefix: Prefix,
+    after: Option<Key>,
+) -> BoxStream<'static, Result<Listed, StoreError>> {
+    let previous = after.clone();
+    let lister =
+        Lister { client, prefix, after, token: None, ahead: None, previous, empty_pages: 0 };
+    futures::stream::try_unfold(Some(lister), |lister| async move {
+        let Some(mut lister) = lister else { return Ok(None) };
+        let (objects, more) = lister.page().await?;
+        Ok::<_, StoreError>(Some((objects, more.then_some(lister))))
+    })
+    .map_ok(|objects| futures::stream::iter(objects))
+    .try_flatten()
+    .boxed()
+}
+
+impl Lister {
+    /// The next page's objects up to the first that is wrong, and whether pages follow.
+    async fn page(&mut self) -> Result<(Vec<Result<Listed, StoreError>>, bool), StoreError> {
+        let ahead = self.ahead.take().unwrap_or_else(|| self.fetch());
+        let Page { objects, next } = wait(ahead).await?;
+        if let Some(token) = next {
+            if self.token.as_ref() == Some(&token) {
+                return Err(self.malformed("the continuation token comes twice"));
+            }
+            self.empty_pages = if objects.is_empty() { self.empty_pages + 1 } else { 0 };
+            if self.empty_pages > MAX_EMPTY_PAGES {
+                return Err(self.malformed("the listing does not end"));
+            }
+            self.token = Some(token);
+            self.ahead = Some(self.fetch());
+        }
+        let mut checked = Vec::with_capacity(objects.len());
+        for object in objects {
+            let object = self.check(object);
+            let wrong = object.is_err();
+            checked.push(object);
+            if wrong {
+                self.ahead = None;
+                break;
+            }
+        }
+        Ok((checked, self.ahead.is_some()))
+    }
+
+    fn check(&mut self, object: Listed) -> Result<Listed, StoreError> {
+        let key = &object.key;
+        if !key.as_str().starts_with(self.prefix.as_str()) {
+            let prefix = self.prefix.as_str().to_owned();
+            return Err(StoreError::OutsidePrefix { prefix, key: key.clone() });
+        }
+        if let Some(previous) = self.previous.take()
+            && previous >= *key
+        {
+            return Err(StoreError::OutOfOrder { previous, key: key.clone() });
+        }
+        self.previous = Some(key.clone());
+        Ok(object)
+    }
+
+    fn fetch(&self) -> Ahead {
+        let mut query = vec![
+            ("list-type", "2".to_owned()),
+            ("encoding-type", "url".to_owned()),
+            ("max-keys", MAX_KEYS.to_owned()),
+        ];
+        if !self.prefix.as_str().is_empty() {
+            query.push(("prefix", self.prefix.as_str().to_owned()));
+        }
+        match (&self.token, &self.after) {
+            (Some(token), _) => query.push(("continuation-token", token.clone())),
+            (None, Some(after)) => query.push(("start-after", after.as_str().to_owned())),
+            (None, None) => {}
+        }
+        let client = self.client.clone();
+        let ask = Ask { kind: Kind::List, key: None, query, headers: Vec::new() };
+        Ahead(tokio::spawn(async move {
+            let read = |body: &[u8]| {
+                parse(body, client.dialect).map_err(|error| match error {
+                    PageError::Key(error) => Failure::Final(error),
+                    PageError::Malformed(reason) => {
+                        let subject = client.subject(None);
+                        Failure::passing(StoreError::Malformed { subject, reason })
+                    }
+                })
+            };
+            client.whole(&ask, MAX_PAGE, read).await
+        }))
+    }
+
+    fn malformed(&self, reason: &str) -> StoreError {
+        StoreError::Malformed { subject: self.client.subject(None), reason: reason.to_owned() }
+    }
+}
+
+async fn wait(mut ahead: Ahead) -> Result<Page, StoreError> {
+    match (&mut ahead.0).await {
+        Ok(page) => page,
+        Err(error) => Err(StoreError::Other { source: Arc::new(error) }),
+    }
+}

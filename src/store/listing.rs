@@ -1,0 +1,339 @@
+//! One page of a ListObjectsV2 answer: pure, bytes to [`Page`].
+
+use chrono::{DateTime, Utc};
+use quick_xml::Reader;
+use quick_xml::events::Event;
+
+use crate::keys::{Dialect, Key};
+
+use super::error::StoreError;
+
+/// One object of a listing, everything as listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The exact key.
+    pub key: Key,
+    /// In bytes.
+    pub size: u64,
+    /// With its quotes, as listed.
+    pub etag: Option<String>,
+    /// When the object was last written.
+    pub modified: DateTime<Utc>,
+    /// OSS `Type=Symlink`: nobody says whether size and ETag are the link's or its target's, so
+    /// only the answer to a GET counts.
+    pub symlink: bool,
+    /// In an archive class and not restored. A GET may work all the same (archive direct read).
+    pub archived: bool,
+}
+
+/// A page of a listing.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Page {
+    pub(super) objects: Vec<Listed>,
+    /// Where the next page begins; `None` at the end.
+    pub(super) next: Option<String>,
+}
+
+/// Why a page is none.
+#[derive(Debug)]
+pub(super) enum PageError {
+    /// Not what the protocol says; another attempt may do better.
+    Malformed(String),
+    /// A key that cannot be used.
+    Key(StoreError),
+}
+
+/// What is known of an object before its element ends.
+#[derive(Default)]
+struct Draft {
+    key: Option<String>,
+    size: Option<String>,
+    etag: Option<String>,
+    modified: Option<String>,
+    kind: String,
+    class: String,
+    restore: String,
+}
+
+/// Reads a page; never panics, whatever the bytes.
+///
+/// Texts are percent-decoded only where the page says `<EncodingType>url</EncodingType>`: keys, and
+/// for OSS the continuation token too (as its official SDKs do; S3 never encodes the token).
+pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
+    let malformed = |reason: &str| PageError::Malformed(reason.to_owned());
+    let body = std::str::from_utf8(body).map_err(|_| malformed("the listing is not UTF-8"))?;
+    let mut reader = Reader::from_str(body);
+    // names of the open elements; only the first levels matter
+    let mut open: Vec<String> = Vec::new();
+    let mut text = String::new();
+    let mut drafts: Vec<Draft> = Vec::new();
+    let (mut encoded, mut truncated, mut next) = (false, false, None);
+    loop {
+        let event =
+            reader.read_event().map_err(|error| PageError::Malformed(format!("XML: {error}")))?;
+        match event {
+            Event::Start(tag) => {
+                if open.len() >= MAX_DEPTH {
+                    return Err(malformed("XML: too many levels"));
+                }
+                text.clear();
+                open.push(tag.local_name().into_inner().to_owned());
+                match open.as_slice() {
+                    [root] if root != "ListBucketResult" => {
+                        return Err(malformed("the answer is no listing"));
+                    }
+                    [_, name] if name == "Contents" => drafts.push(Draft::default()),
+                    _ => {}
+                }
+            }
+            Event::Text(piece) => text.push_str(&piece),
+            Event::CData(piece) => text.push_str(&piece),
+            Event::GeneralRef(name) => match entity(&name) {
+                Some(c) => text.push(c),
+                None => return Err(malformed("XML: unknown entity")),
+            },
+            Event::End(_) => {
+                let names: Vec<&str> = open.iter().map(String::as_str).collect();
+                match (names.as_slice(), drafts.last_mut()) {
+                    ([_, "EncodingType"], _) => encoded = text.trim().eq_ignore_ascii_case("url"),
+                    ([_, "IsTruncated"], _) => truncated = text.trim() == "true",
+                    ([_, "NextContinuationToken"], _) => next = Some(std::mem::take(&mut text)),
+                    ([_, "Contents", field], Some(draft)) => {
+                        let text = std::mem::take(&mut text);
+                        match *field {
+                            "Key" => draft.key = Some(text),
+                            "Size" => draft.size = Some(text),
+                            "ETag" => draft.etag = Some(text),
+                            "LastModified" => draft.modified = Some(text),
+                            "Type" => draft.kind = text,
+                            "StorageClass" => draft.class = text,
+                            "RestoreInfo" => draft.restore = text,
+                            _ => {}
+                        }
+                    }
+                    // S3, only if asked for: the same in elements
+                    ([_, "Contents", "RestoreStatus", "RestoreExpiryDate"], Some(draft)) => {
+                        draft.restore = format!("expiry-date=\"{text}\"");
+                    }
+                    _ => {}
+                }
+                text.clear();
+                open.pop();
+                if open.is_empty() {
+                    break;
+                }
+            }
+            Event::Eof => return Err(malformed("the listing is cut off")),
+            _ => {}
+        }
+    }
+    let objects =
+        drafts.into_iter().map(|draft| draft.finish(encoded)).collect::<Result<_, _>>()?;
+    let next = match (truncated, next) {
+        (false, _) => None,
+        (true, Some(token)) if !token.is_empty() => {
+            let decode = encoded && dialect != Dialect::S3;
+            Some(if decode { url_decode(token)? } else { token })
+        }
+        (true, _) => return Err(malformed("the listing goes on, but has no continuation token")),
+    };
+    Ok(Page { objects, next })
+}
+
+/// The deepest element of a listing is on level 4.
+const MAX_DEPTH: usize = 16;
+
+impl Draft {
+    fn finish(self, encoded: bool) -> Result<Listed, PageError> {
+        let Self { key, size, etag, modified, kind, class, restore } = self;
+        let missing = |what| PageError::Malformed(format!("a listed object has no {what}"));
+        let key = key.ok_or_else(|| missing("key"))?;
+        let key = if encoded { url_decode(key)? } else { key };
+        let key = Key::new(key).map_err(|e| PageError::Key(StoreError::bad_key(&e)))?;
+        let size = size.and_then(|size| size.trim().parse().ok()).ok_or_else(|| missing("size"))?;
+        let modified = modified
+            .and_then(|time| DateTime::parse_from_rfc3339(time.trim()).ok())
+            .ok_or_else(|| missing("time"))?
+            .with_timezone(&Utc);
+        let etag = etag.filter(|etag| !etag.is_empty());
+        let archive = matches!(
+            class.trim(),
+            "Archive" | "ColdArchive" | "DeepColdArchive" | "GLACIER" | "DEEP_ARCHIVE"
+        );
+        // `ongoing-request="false", expiry-date="…"` once restored
+        let archived = archive && !restore.contains("expiry-date");
+        let symlink = kind.trim() == "Symlink";
+        Ok(Listed { key, size, etag, modified, symlink, archived })
+    }
+}
+
+/// The character that an XML reference stands for, if it is one of XML's own.
+pub(super) fn entity(name: &str) -> Option<char> {
+    match name {
+        "amp" => Some('&'),
+        "lt" => Some('<'),
+        "gt" => Some('>'),
+        "quot" => Some('"'),
+        "apos" => Some('\''),
+        _ => {
+            let number = name.strip_prefix('#')?;
+            let code = match number.strip_prefix('x') {
+                Some(hex) => u32::from_str_radix(hex, 16).ok()?,
+                None => number.parse().ok()?,
+            };
+            char::from_u32(code)
+        }
+    }
+}
+
+/// Undoes `encoding-type=url`, in which S3 writes a space as `+` and a plus as `%2B`.
+fn url_decode(text: String) -> Result<String, PageError> {
+    if !text.contains(['%', '+']) {
+        return Ok(text);
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, behind)) = rest.split_first() {
+        rest = behind;
+        match byte {
+            b'+' => bytes.push(b' '),
+            b'%' => {
+                let code = behind
+                    .get(..2)
+                    .and_then(|hex| std::str::from_utf8(hex).ok())
+                    .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+                match code {
+                    Some(code) => {
+                        bytes.push(code);
+                        rest = &behind[2..];
+                    }
+                    None => bytes.push(b'%'),
+                }
+            }
+            byte => bytes.push(byte),
+        }
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+        PageError::Key(StoreError::BadKey { reason: format!("{text:?} is not UTF-8") })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const OSS: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
+<ListBucketResult xmlns="http://doc.oss-cn-hangzhou.aliyuncs.com">
+  <Name>models</Name><Prefix>a%2F</Prefix><MaxKeys>1000</MaxKeys>
+  <EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>
+  <NextContinuationToken>CgJi%2BYw--</NextContinuationToken>
+  <Contents><Key>a%2F%20b%2B%0A%E4%BD%A0&amp;</Key><LastModified>2020-05-18T05:45:43.000Z</LastModified>
+    <ETag>"35A27C2B9EAEEB6F48FD7FB5861D****"</ETag><Type>Symlink</Type><Size>25</Size>
+    <StorageClass>Standard</StorageClass><Owner><ID>1</ID><DisplayName>x</DisplayName></Owner></Contents>
+  <Contents><Key>b</Key><LastModified>2020-05-18T05:45:43Z</LastModified><ETag>&quot;AB&quot;</ETag>
+    <Type>Normal</Type><Size>18446744073709551615</Size><StorageClass>ColdArchive</StorageClass></Contents>
+  <Contents><Key>c</Key><LastModified>2020-05-18T05:45:43Z</LastModified><Size>0</Size>
+    <StorageClass>Archive</StorageClass>
+    <RestoreInfo>ongoing-request="false", expiry-date="Sat, 05 Nov 2022 07:38:08 GMT"</RestoreInfo></Contents>
+  <Contents><Key>d</Key><LastModified>2020-05-18T05:45:43Z</LastModified><Size>0</Size>
+    <StorageClass>Archive</StorageClass><RestoreInfo>ongoing-request="true"</RestoreInfo></Contents>
+  <KeyCount>4</KeyCount>
+</ListBucketResult>"#;
+
+    const S3: &str = r#"<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">
+  <IsTruncated>true</IsTruncated><NextContinuationToken>1ueGcxLPRx1Tr/XYExHnhbYLgveDs2J%2B</NextContinuationToken>
+  <EncodingType>url</EncodingType>
+  <Contents><Key>my+image%2B.jpg</Key><LastModified>2009-10-12T17:50:30.000Z</LastModified>
+    <ETag>"fba9dede5f27731c9771645a39863328"</ETag><Size>434234</Size><StorageClass>GLACIER</StorageClass>
+    <RestoreStatus><IsRestoreInProgress>false</IsRestoreInProgress><RestoreExpiryDate>2012-12-21T00:00:00.000Z</RestoreExpiryDate></RestoreStatus></Contents>
+</ListBucketResult>"#;
+
+    #[test]
+    fn reads_a_page_of_oss() {
+        let page = parse(OSS.as_bytes(), Dialect::Oss).unwrap();
+        assert_eq!(page.next.as_deref(), Some("CgJi+Yw--"));
+        let [first, second, third, fourth] = page.objects.as_slice() else { panic!("{page:?}") };
+        assert_eq!(first.key.as_str(), "a/ b+\n你&");
+        assert_eq!(first.etag.as_deref(), Some("\"35A27C2B9EAEEB6F48FD7FB5861D****\""));
+        assert_eq!(first.modified.to_rfc3339(), "2020-05-18T05:45:43+00:00");
+        assert!(first.symlink && !first.archived && first.size == 25);
+        assert_eq!((second.etag.as_deref(), second.size), (Some("\"AB\""), u64::MAX));
+        assert!(second.archived && !second.symlink);
+        assert!(!third.archived && third.etag.is_none());
+        assert!(fourth.archived);
+    }
+
+    #[test]
+    fn reads_a_page_of_s3() {
+        let page = parse(S3.as_bytes(), Dialect::S3).unwrap();
+        assert_eq!(page.next.as_deref(), Some("1ueGcxLPRx1Tr/XYExHnhbYLgveDs2J%2B"));
+        assert_eq!(page.objects[0].key.as_str(), "my image+.jpg");
+        assert!(!page.objects[0].archived);
+    }
+
+    #[test]
+    fn decodes_only_what_is_encoded() {
+        let body = OSS.replace("<EncodingType>url</EncodingType>", "");
+        let page = parse(body.as_bytes(), Dialect::Oss).unwrap();
+        assert_eq!(page.objects[0].key.as_str(), "a%2F%20b%2B%0A%E4%BD%A0&");
+        assert_eq!(page.next.as_deref(), Some("CgJi%2BYw--"));
+    }
+
+    #[test]
+    fn refuses_what_is_no_page() {
+        let replaced = |from: &str, to: &str| OSS.replacen(from, to, 1);
+        for body in [
+            String::new(),
+            "<html></html>".to_owned(),
+            OSS[..OSS.len() - 20].to_owned(),
+            replaced("<NextContinuationToken>CgJi%2BYw--</NextContinuationToken>", ""),
+            replaced("<Size>25</Size>", "<Size>-1</Size>"),
+            replaced("<Size>25</Size>", ""),
+            replaced("<Key>b</Key>", ""),
+            replaced("2020-05-18T05:45:43.000Z", "yesterday"),
+            replaced("&amp;", "&bomb;"),
+            "<a>".repeat(1000),
+        ] {
+            let error = parse(body.as_bytes(), Dialect::Oss).expect_err(&body);
+            assert!(matches!(error, PageError::Malformed(_)), "{error:?}");
+        }
+        let too_long = format!("<Key>{}</Key>", "x".repeat(5000));
+        for key in ["<Key>%FF</Key>", "<Key></Key>", &too_long] {
+            let body = replaced("<Key>b</Key>", key);
+            let error = parse(body.as_bytes(), Dialect::Oss).expect_err(key);
+            assert!(matches!(error, PageError::Key(_)), "{error:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(body in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = parse(&body, Dialect::Oss);
+        }
+
+        #[test]
+        fn no_mutation_makes_it_panic(
+            edits in prop::collection::vec((0..OSS.len(), any::<u8>()), 1..12),
+            cut in 0..OSS.len(),
+        ) {
+            let mut body = OSS.as_bytes().to_vec();
+            for (at, byte) in edits {
+                body[at] = byte;
+            }
+            let _ = parse(&body, Dialect::Oss);
+            let _ = parse(&body[cut..], Dialect::S3);
+            let _ = parse(&body[..cut], Dialect::S3);
+        }
+
+        #[test]
+        fn every_key_comes_through(key in "\\PC{1,30}|[\\x01-\\x20%+&<>é]{1,20}") {
+            let encoded = super::super::sign::encode(&key, true);
+            let body = OSS.replacen("<Key>b</Key>", &format!("<Key>{encoded}</Key>"), 1);
+            let page = parse(body.as_bytes(), Dialect::Oss).unwrap();
+            prop_assert_eq!(page.objects[1].key.as_str(), key);
+        }
+    }
+}

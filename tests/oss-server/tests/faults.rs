@@ -1,0 +1,170 @@
+//! What each fault looks like from the other end of the connection.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(dead_code, unreachable_pub, reason = "not every test file uses all of the support")]
+
+mod support;
+
+use std::time::Duration;
+
+use oss_server::{Fault, Operation, OssServer};
+use support::{Answer, End, send};
+
+const SIZE: usize = 300_000;
+
+fn server() -> (OssServer, Vec<u8>) {
+    let server = OssServer::builder().public_bucket("b").start_blocking().unwrap();
+    let body: Vec<u8> = (0..SIZE).map(|i| (i * 7 % 251) as u8).collect();
+    server.put("b", "k", body.clone());
+    (server, body)
+}
+
+fn get(server: &OssServer, headers: &[(&str, &str)]) -> Answer {
+    send(server.address(), "GET", "/b/k", headers, b"")
+}
+
+#[test]
+fn without_a_fault_the_object_comes_whole_with_its_crc() {
+    let (server, body) = server();
+    let answer = get(&server, &[]);
+    assert_eq!((answer.status, answer.end), (200, End::Complete));
+    assert!(answer.body == body);
+    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, &body);
+    assert_eq!(answer.header("x-oss-hash-crc64ecma"), Some(crc.to_string().as_str()));
+}
+
+#[test]
+fn a_status_is_answered_as_often_as_asked() {
+    let (server, _) = server();
+    let slow = [("x-oss-qos-delay-time", "150")];
+    server.fault(Fault::get("k").times(2).status_with(503, "QpsLimitExceeded", &slow));
+    for _ in 0..2 {
+        let answer = get(&server, &[]);
+        assert_eq!((answer.status, answer.code()), (503, "QpsLimitExceeded"));
+        assert_eq!(answer.header("x-oss-qos-delay-time"), Some("150"));
+    }
+    assert_eq!(get(&server, &[]).status, 200);
+    let stats = server.stats();
+    assert_eq!((stats.wasted, stats.faults, stats.count(Operation::GetObject)), (2, 2, 3));
+    assert_eq!(server.gets("b", "k"), 3);
+}
+
+#[test]
+fn a_connection_is_reset_before_the_answer_or_within_it() {
+    let (server, body) = server();
+    server.fault(Fault::get("k").times(1).reset_before_headers());
+    let answer = get(&server, &[]);
+    assert_eq!((answer.status, answer.end), (0, End::Reset));
+    server.fault(Fault::get("k").times(1).reset_after(100_000));
+    let answer = get(&server, &[]);
+    assert_eq!((answer.status, answer.end, answer.body.len()), (200, End::Reset, 100_000));
+    assert!(answer.body == body[..100_000]);
+}
+
+#[test]
+fn a_body_is_short_or_long_or_followed_by_something() {
+    let (server, _) = server();
+    server.fault(Fault::get("k").times(1).short_body(1000));
+    let answer = get(&server, &[]);
+    assert_eq!((answer.end, answer.body.len()), (End::Closed, 1000));
+    server.fault(Fault::get("k").times(1).long_body(10));
+    let answer = get(&server, &[]);
+    assert_eq!((answer.end, answer.body.len()), (End::Complete, SIZE + 10));
+    server.fault(Fault::get("k").times(1).short_body(0));
+    let answer = get(&server, &[]);
+    assert_eq!((answer.status, answer.end, answer.body.len()), (200, End::Closed, 0));
+}
+
+#[test]
+fn a_body_stalls_for_a_while_or_for_ever() {
+    let (server, body) = server();
+    server.fault(Fault::get("k").times(1).stall_after(5000, Duration::from_millis(100)));
+    let start = std::time::Instant::now();
+    let answer = get(&server, &[]);
+    assert!(answer.body == body && start.elapsed() >= Duration::from_millis(100));
+    server.fault(Fault::get("k").times(1).stall_forever_after(5000));
+    let answer = get(&server, &[]);
+    assert_eq!((answer.end, answer.body.len()), (End::Silence, 5000));
+}
+
+#[test]
+fn a_byte_is_flipped_in_the_part_that_holds_it() {
+    let (server, body) = server();
+    server.fault(Fault::get("k").times(1).flip_byte(150_000));
+    let answer = get(&server, &[("range", "bytes=0-99999")]);
+    assert!(answer.status == 206 && answer.body == body[..100_000]);
+    let answer = get(&server, &[("range", "bytes=100000-199999")]);
+    let wrong: Vec<usize> = (0..100_000).filter(|i| answer.body[*i] != body[100_000 + i]).collect();
+    assert_eq!(wrong, [50_000]);
+    assert!(get(&server, &[]).body == body);
+}
+
+#[test]
+fn headers_and_ranges_lie() {
+    let (server, body) = server();
+    let range = [("range", "bytes=100-199")];
+    server.fault(Fault::get("k").times(1).etag("other"));
+    assert_eq!(get(&server, &[]).header("etag"), Some("\"other\""));
+    server.fault(Fault::get("k").times(1).content_range("bytes 1-2/3"));
+    assert_eq!(get(&server, &range).header("content-range"), Some("bytes 1-2/3"));
+    server.fault(Fault::get("k").times(1).other_range(0..50));
+    let answer = get(&server, &range);
+    assert_eq!((answer.status, answer.body.as_slice()), (206, &body[..50]));
+    server.fault(Fault::get("k").times(1).ignore_range());
+    let answer = get(&server, &range);
+    assert_eq!((answer.status, answer.body.len()), (200, SIZE));
+    server.fault(Fault::get("k").times(1).crc(1));
+    assert_eq!(get(&server, &[]).header("x-oss-hash-crc64ecma"), Some("1"));
+    server.fault(Fault::get("k").times(1).no_crc());
+    assert_eq!(get(&server, &[]).header("x-oss-hash-crc64ecma"), None);
+    server.fault(Fault::get("k").times(1).redirect_loop());
+    let answer = get(&server, &[]);
+    assert_eq!(answer.header("location"), Some(format!("{}/b/k", server.endpoint()).as_str()));
+}
+
+#[test]
+fn a_header_or_a_listing_does_not_end() {
+    let (server, _) = server();
+    server.fault(Fault::get("k").times(1).huge_header(1 << 20));
+    let answer = get(&server, &[]);
+    assert_eq!((answer.status, answer.end, answer.body.len()), (0, End::Closed, 1 << 20));
+    server.fault(Fault::list().times(1).huge_xml(1 << 20));
+    let answer = send(server.address(), "GET", "/b/?list-type=2", &[], b"");
+    assert!(answer.body.len() > 1 << 20 && answer.end == End::Complete);
+}
+
+#[test]
+fn a_token_is_repeated() {
+    let (server, _) = server();
+    server.put("b", "l", "");
+    let list = |target: &str| {
+        let answer = send(server.address(), "GET", target, &[], b"");
+        let text = answer.text().to_owned();
+        text.split_once("<NextContinuationToken>")
+            .map(|(_, rest)| rest.split_once('<').unwrap().0.replace('=', "%3D").to_owned())
+    };
+    let token = list("/b/?list-type=2&max-keys=1").unwrap();
+    let next = format!("/b/?list-type=2&max-keys=1&continuation-token={token}");
+    assert_eq!(list(&next), None);
+    server.fault(Fault::list().repeat_token());
+    assert_eq!(list(&next), Some(token));
+}
+
+#[test]
+fn requests_above_the_admission_are_turned_away() {
+    let server = OssServer::builder().public_bucket("b").admit(20).start_blocking().unwrap();
+    server.put("b", "k", "x");
+    let statuses: Vec<u16> = (0..20).map(|_| get(&server, &[]).status).collect();
+    assert!(statuses.contains(&200) && statuses.contains(&503), "{statuses:?}");
+}
+
+#[test]
+fn a_connection_has_its_bandwidth() {
+    let server =
+        OssServer::builder().public_bucket("b").per_connection(1_000_000).start_blocking().unwrap();
+    server.put("b", "k", vec![0; 300_000]);
+    let start = std::time::Instant::now();
+    assert_eq!(get(&server, &[]).body.len(), 300_000);
+    let took = start.elapsed().as_secs_f64();
+    assert!((0.2..0.45).contains(&took), "{took}");
+}

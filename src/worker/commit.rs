@@ -298,8 +298,9 @@ impl Ledger {
         // lines that are appended meanwhile are not vouched for
         self.volume.sync()?;
         let mut state = self.state();
+        let nothing_since = state.end == end;
         self.append(&mut state, &Line::Synced { before: end })?;
-        if end + Line::Synced { before: end }.encode().len() as u64 == state.end {
+        if nothing_since {
             state.synced = state.end;
         }
         Ok(())

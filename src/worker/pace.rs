@@ -141,13 +141,13 @@ impl Pace {
             counters.fetched_bytes.load(Relaxed)
                 + counters.fetched_objects.load(Relaxed) * OBJECT_BYTES
         };
-        let (mut last_work, mut last_throttled) = (work(&counters), meter.throttled());
+        let (mut last_work, mut last_throttled) = (work(&counters), meter.throttled.load(Relaxed));
         let mut every = tokio::time::interval(SPAN);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         every.tick().await;
         loop {
             every.tick().await;
-            let (work, throttled) = (work(&counters), meter.throttled());
+            let (work, throttled) = (work(&counters), meter.throttled.load(Relaxed));
             let seen = Seen {
                 work: work - last_work,
                 full: self.permits.available_permits() == 0,

@@ -47,7 +47,7 @@ impl std::fmt::Debug for Sorter {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Slot {
+pub(crate) struct Slot {
     at: usize,
     key: u32,
     value: u32,

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::manifest::unhex;
 use super::sort::{Sorted, Sorter, SpillFile};
 use crate::keys::Prefix;
-use crate::store::{Source, StoreError, explain, location};
+use crate::store::{Source, explain, location};
 
 /// The name of the object, right under the prefix.
 const NAME: &str = "SHA256SUMS";
@@ -85,7 +85,7 @@ impl Sums {
 }
 
 fn sorting(error: io::Error) -> Failure {
-    StoreError::unexpected(format!("cannot sort {NAME}: {error}")).into()
+    Failure::Unexpected(format!("cannot sort {NAME}: {error}"))
 }
 
 /// A line of `sha256sum`: 64 hex digits, two spaces or a space and `*`, the path; a line that

@@ -128,7 +128,6 @@ pub(crate) enum Published {
 /// An opened volume. While one that is being filled lives, no other worker has it.
 #[derive(Debug)]
 pub(crate) struct Volume {
-    path: PathBuf,
     root: OwnedFd,
     own: OwnedFd,
     /// What only a volume that is being filled has.
@@ -208,7 +207,6 @@ impl Volume {
         }
         let staged = open_or_make_directory(&own, STAGED, ".ossvp/staged")?;
         Ok(Self {
-            path: path.to_owned(),
             root,
             own,
             filling: Some(Filling { staged, _lock: lock }),
@@ -231,17 +229,11 @@ impl Volume {
         let own = fs::openat(&root, OWN_DIRECTORY, DIRECTORY, Mode::empty());
         let own = opened("open .ossvp in", own)?;
         Ok(own.map(|own| Self {
-            path: path.to_owned(),
             root,
             own,
             filling: None,
             directories: Mutex::default(),
         }))
-    }
-
-    /// Where the volume is, as it was named.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// The descriptor of `.ossvp`.

@@ -93,6 +93,8 @@ pub(crate) struct Staged {
     path: VolumePath,
     size: u64,
     direct: bool,
+    /// Whether there may be bytes behind the end: padding, or an older version's.
+    trim: bool,
     volume: Arc<Volume>,
     calls: Arc<Calls>,
 }
@@ -126,6 +128,7 @@ impl Staged {
             path: path.clone(),
             size,
             direct,
+            trim: direct || !fresh,
             volume: Arc::clone(volume),
             calls: Arc::clone(calls),
         })
@@ -145,11 +148,6 @@ impl Staged {
         }
     }
 
-    /// Whether writes bypass the page cache.
-    pub(crate) fn is_direct(&self) -> bool {
-        self.direct
-    }
-
     /// A second descriptor that reads through the page cache.
     pub(crate) fn reader(&self, name: &str) -> Result<std::fs::File, Failure> {
         Ok(self.volume.stage(name, false, OFlags::empty())?.into())
@@ -157,7 +155,9 @@ impl Staged {
 
     /// Cuts off what padding or an older version left behind the end; gives up the descriptor.
     pub(crate) fn finish(self) -> Result<OwnedFd, Failure> {
-        self.file.set_len(self.size).map_err(|error| self.failed(0, &error))?;
+        if self.trim {
+            self.file.set_len(self.size).map_err(|error| self.failed(0, &error))?;
+        }
         Ok(self.file.into())
     }
 }

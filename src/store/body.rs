@@ -63,6 +63,7 @@ impl Body {
                 }
             }
         })
+        .fuse()
         .boxed()
     }
 

@@ -60,6 +60,7 @@ pub(super) fn list(
     })
     .map_ok(|objects| futures::stream::iter(objects))
     .try_flatten()
+    .fuse()
     .boxed()
 }
 

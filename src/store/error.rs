@@ -241,11 +241,9 @@ pub enum StoreError {
         #[source]
         source: Cause,
     },
-    /// TLS could not be agreed on.
-    #[error(
-        "no TLS with {host}: check the endpoint's certificate, the CA bundle and http or https"
-    )]
-    Tls {
+    /// The host's certificate is not trusted.
+    #[error("the certificate of {host} is not trusted: check the endpoint and the CA bundle")]
+    Certificate {
         /// Host and port.
         host: String,
         /// Why.
@@ -394,7 +392,7 @@ impl StoreError {
             | Self::Archived { .. }
             | Self::Dangling { .. }
             | Self::Refused { .. }
-            | Self::Tls { .. }
+            | Self::Certificate { .. }
             | Self::BadKey { .. }
             | Self::Directory { .. } => Class::Refused,
             Self::Credentials { transient, .. } => {

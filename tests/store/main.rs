@@ -9,4 +9,5 @@ mod keys;
 mod listing;
 mod reach;
 mod refusals;
+mod scripted;
 mod support;

@@ -88,7 +88,7 @@ async fn tls_trusts_the_bundle_and_nothing_else() {
     works(Setup::oss(&server).env("SSL_CERT_FILE", ca.to_str().unwrap())).await;
 
     let error = get(&Setup::oss(&server).open(), "a//b c").await.unwrap_err();
-    assert!(matches!(error, StoreError::Tls { .. }), "{error:?}");
+    assert!(matches!(error, StoreError::Certificate { .. }), "{error:?}");
     assert_eq!(error.class(), Class::Refused);
     assert!(chain(&error).contains("UnknownIssuer"), "{}", chain(&error));
 }
@@ -164,6 +164,52 @@ async fn a_tunnel_for_https_and_virtual_hosts_in_it() {
         setup().env("NO_PROXY", "127.0.0.1").connection(|c| c.endpoint = Some(server.endpoint()));
     works(direct).await;
     assert_eq!(count.load(Relaxed), 1);
+}
+
+/// A SOCKS 5 proxy (RFC 1928) without passwords that leads everywhere to `to`.
+async fn socks(to: std::net::SocketAddr) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut hello = [0; 2];
+            client.read_exact(&mut hello).await.unwrap();
+            client.read_exact(&mut vec![0; usize::from(hello[1])]).await.unwrap();
+            client.write_all(&[5, 0]).await.unwrap();
+            let mut request = [0; 5];
+            client.read_exact(&mut request).await.unwrap();
+            assert_eq!(request[..4], [5, 1, 0, 3], "a CONNECT by name");
+            let mut name = vec![0; usize::from(request[4]) + 2];
+            client.read_exact(&mut name).await.unwrap();
+            assert!(name.starts_with(b"models.oss.test"), "{name:?}");
+            client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.unwrap();
+            let mut server = TcpStream::connect(to).await.unwrap();
+            tokio::spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    address.to_string()
+}
+
+#[tokio::test]
+async fn socks_for_both_schemes() {
+    let plain = filled(start(server().endpoint_host("oss.test")));
+    let proxy = format!("socks5h://{}", socks(plain.address()).await);
+    let named = |c: &mut ossvp::store::Connection| c.endpoint = Some("http://oss.test".into());
+    works(Setup::oss(&plain).env("ALL_PROXY", &proxy).connection(named)).await;
+
+    let tls = filled(start(server().endpoint_host("oss.test").tls()));
+    let home = tempfile::tempdir().unwrap();
+    let ca = home.path().join("ca.pem");
+    std::fs::write(&ca, tls.ca_pem().unwrap()).unwrap();
+    let proxy = format!("socks5://{}", socks(tls.address()).await);
+    let setup = Setup::oss(&tls).env("HTTPS_PROXY", &proxy).connection(|c| {
+        c.endpoint = Some("oss.test".into());
+        c.ca_bundle = Some(ca);
+    });
+    works(setup).await;
 }
 
 #[tokio::test]

@@ -11,7 +11,8 @@ use oss_server::{Generated, OssServer, parse_rate};
 
 /// An OSS endpoint in memory, for tests, the demo and benchmarks.
 ///
-/// Faults and counters are at /__admin/faults, /__admin/stats, /__admin/log and /__admin/clock.
+/// Faults and counters are at /__admin/faults, /__admin/stats, /__admin/log, /__admin/pace and
+/// /__admin/clock.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {

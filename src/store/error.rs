@@ -102,7 +102,7 @@ pub enum StoreError {
         /// The endpoint asked.
         host: String,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The credentials may not do this.
     #[error("access to {subject} is denied ({answer}): grant {needed} to these credentials")]
@@ -112,7 +112,7 @@ pub enum StoreError {
         /// The permission that the request needs.
         needed: &'static str,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The access key is not known, or its token is no longer valid.
     #[error("the access key was not accepted for {subject} ({answer}): check the key id and token")]
@@ -120,7 +120,7 @@ pub enum StoreError {
         /// What was asked for.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The signature does not match.
     #[error("the signature for {subject} does not match ({answer}): check the access key's secret")]
@@ -128,7 +128,7 @@ pub enum StoreError {
         /// What was asked for.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The clocks differ, also after correcting for it.
     #[error("the clock differs too much from that of {host} ({answer}): set this host's clock")]
@@ -136,7 +136,7 @@ pub enum StoreError {
         /// The endpoint asked.
         host: String,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The bucket lives at another endpoint.
     #[error("bucket {bucket} is not served by {host} ({answer}): {}", use_instead("endpoint", right.as_deref()))]
@@ -148,7 +148,7 @@ pub enum StoreError {
         /// The endpoint to use, if the answer names it.
         right: Option<String>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The region signed for is not the bucket's.
     #[error("bucket {bucket} is not in region {region} ({answer}): {}", use_instead("region", right.as_deref()))]
@@ -160,7 +160,7 @@ pub enum StoreError {
         /// The region to use, if the answer names it.
         right: Option<String>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The object is in an archive class and not restored.
     #[error(
@@ -170,7 +170,7 @@ pub enum StoreError {
         /// The object.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// A symlink whose target is missing or is a symlink.
     #[error(
@@ -180,7 +180,7 @@ pub enum StoreError {
         /// The symlink.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// Any other refusal.
     #[error("the request for {subject} was refused ({answer})")]
@@ -188,7 +188,7 @@ pub enum StoreError {
         /// What was asked for.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The object is no longer there.
     #[error("{subject} is gone ({answer})")]
@@ -196,7 +196,7 @@ pub enum StoreError {
         /// The object.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The object is not the one that `If-Match` asked for.
     #[error("{subject} has changed ({answer})")]
@@ -204,7 +204,7 @@ pub enum StoreError {
         /// The object.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// An answer of a resumed body is of another object than the first.
     #[error("{subject} has changed while it was read: {what} was {was}, is {is}")]
@@ -241,11 +241,9 @@ pub enum StoreError {
         #[source]
         source: Cause,
     },
-    /// TLS could not be agreed on.
-    #[error(
-        "no TLS with {host}: check the endpoint's certificate, the CA bundle and http or https"
-    )]
-    Tls {
+    /// The host's certificate is not trusted.
+    #[error("the certificate of {host} is not trusted: check the endpoint and the CA bundle")]
+    Certificate {
         /// Host and port.
         host: String,
         /// Why.
@@ -285,7 +283,7 @@ pub enum StoreError {
         /// What was asked for.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// An answer that breaks the protocol.
     #[error("wrong answer for {subject}: {reason}")]
@@ -394,7 +392,7 @@ impl StoreError {
             | Self::Archived { .. }
             | Self::Dangling { .. }
             | Self::Refused { .. }
-            | Self::Tls { .. }
+            | Self::Certificate { .. }
             | Self::BadKey { .. }
             | Self::Directory { .. } => Class::Refused,
             Self::Credentials { transient, .. } => {
@@ -469,6 +467,14 @@ impl StoreError {
     }
 }
 
+/// The error that another wraps. An [`std::io::Error`]'s own source skips what it wraps.
+pub(super) fn beneath<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'static)> {
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
+    }
+}
+
 /// The [`StoreError`] inside an error of [`super::Source::objects`], however deep decorators have
 /// wrapped it; an error that holds none becomes the nearest equivalent.
 pub fn explain(error: object_store::Error) -> StoreError {
@@ -477,7 +483,7 @@ pub fn explain(error: object_store::Error) -> StoreError {
         if let Some(found) = inner.downcast_ref::<StoreError>() {
             return found.clone();
         }
-        below = inner.source();
+        below = beneath(inner);
     }
     let file = |path: String, kind: std::io::ErrorKind| StoreError::File {
         path: PathBuf::from(path),
@@ -493,5 +499,59 @@ pub fn explain(error: object_store::Error) -> StoreError {
             StoreError::FileChanged { path: PathBuf::from(path) }
         }
         error => StoreError::Other { source: Arc::new(error) },
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn changed() -> StoreError {
+        StoreError::FileChanged { path: "a".into() }
+    }
+
+    #[test]
+    fn an_error_is_found_however_deep_it_is_wrapped() {
+        let wrap = |source: Box<dyn Error + Send + Sync>| object_store::Error::Generic {
+            store: "cap",
+            source,
+        };
+        let direct = changed().into_object_store("a", Dialect::File);
+        let in_io = std::io::Error::other(changed().into_object_store("a", Dialect::File));
+        for error in [
+            changed().into_object_store("a", Dialect::Oss),
+            wrap(Box::new(direct)),
+            wrap(Box::new(wrap(Box::new(in_io)))),
+        ] {
+            let found = explain(error);
+            assert!(matches!(found, StoreError::FileChanged { .. }), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn errors_of_other_stores_have_a_class() {
+        let cause = || "cause".into();
+        let path = || "a".to_owned();
+        for (error, class) in [
+            (object_store::Error::NotFound { path: path(), source: cause() }, Class::Changed),
+            (object_store::Error::Precondition { path: path(), source: cause() }, Class::Changed),
+            (
+                object_store::Error::PermissionDenied { path: path(), source: cause() },
+                Class::Refused,
+            ),
+            (object_store::Error::Generic { store: "x", source: cause() }, Class::Transient),
+        ] {
+            assert_eq!(explain(error).class(), class);
+        }
+    }
+
+    #[test]
+    fn messages_are_one_line_whatever_the_key() {
+        let subject = Subject {
+            bucket: "models".parse().unwrap(),
+            key: Some(Key::new("a\nb\u{1b}[31m").unwrap()),
+        };
+        assert_eq!(subject.to_string(), r#"object "a\nb\u{1b}[31m" of bucket models"#);
     }
 }

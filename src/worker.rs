@@ -51,7 +51,7 @@ use fetch::{Fetcher, blocking};
 use inspect::{History, Past};
 use list::Listing;
 use pace::Pace;
-use plan::{Action, Capacity, Demands, Planner};
+use plan::{Action, Capacity, Demands, Needs, Planner};
 use progress::{Counters, Display};
 use report::Watch;
 use sort::SpillFile;
@@ -141,6 +141,11 @@ fn open_source(options: &Options, watch: &Watch) -> Result<Source, Failure> {
 
 fn demands(options: &Options) -> Demands {
     Demands { verify: options.verify, sha256: options.sha256 }
+}
+
+fn needs(options: &Options, capacity: Option<Capacity>) -> Needs {
+    let not_empty = (!options.allow_empty).then(|| options.source.to_string());
+    Needs { demands: demands(options), capacity, not_empty }
 }
 
 /// The marker that stands, if it says everything that is asked for. One that says less is removed:
@@ -253,8 +258,7 @@ async fn fill(
         listing,
         history,
         sums,
-        demands(options),
-        Some(capacity),
+        needs(options, Some(capacity)),
         Some(Arc::clone(volume)),
         Arc::clone(&counters),
     );
@@ -264,9 +268,6 @@ async fn fill(
     let committed = fetcher.carry_out(actions, &pace).await?;
     let listing_digest = planning.finish().await?.listing_digest();
     watch.fetched();
-    if counters.listed_objects.load(Relaxed) == 0 && !options.allow_empty {
-        return Err(Failure::NothingListed(options.source.to_string()));
-    }
     let done = Done { ledger, volume: Arc::clone(volume), listing_digest, started, committed };
     complete(options, watch, &counters, done).await
 }
@@ -430,9 +431,8 @@ async fn dry_run(
         listing,
         history,
         sums,
-        demands(options),
         // the plan says whether it fits; it does not stop there
-        None,
+        needs(options, None),
         None,
         Arc::clone(&counters),
     );
@@ -450,9 +450,6 @@ async fn dry_run(
         }
     }
     watch.listed();
-    if counters.listed_objects.load(Relaxed) == 0 && !options.allow_empty {
-        return Err(Failure::NothingListed(options.source.to_string()));
-    }
     plan.skipped = counters.skipped.load(Relaxed);
     plan.unmappable = counters.unmappable.load(Relaxed);
     if let Some(Capacity { bytes, files }) = capacity {

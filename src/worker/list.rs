@@ -164,17 +164,21 @@ impl Listing {
     fn place(&mut self, listed: Listed) -> Result<Option<Entry>, Failure> {
         let Listed { key, size, etag, modified, symlink, archived } = listed;
         self.digest_in(&key, size, etag.as_deref());
-        self.counters.listed_objects.fetch_add(1, Relaxed);
-        self.counters.listed_bytes.fetch_add(size, Relaxed);
         let target = match self.layout.place(&key, size)? {
             Place::Root => return Ok(None),
-            Place::Nowhere(reason) => {
+            Place::Nowhere(reason) => Err(reason),
+            Place::File(path) => Ok(Target::File(path)),
+            Place::Directory(path) => Ok(Target::Directory(path)),
+        };
+        self.counters.listed_objects.fetch_add(1, Relaxed);
+        self.counters.listed_bytes.fetch_add(size, Relaxed);
+        let target = match target {
+            Ok(target) => target,
+            Err(reason) => {
                 tracing::debug!(%key, reason, "key left out");
                 self.counters.unmappable.fetch_add(1, Relaxed);
                 return Ok(None);
             }
-            Place::File(path) => Target::File(path),
-            Place::Directory(path) => Target::Directory(path),
         };
         let (Target::File(path) | Target::Directory(path)) = &target;
         if !self.filter.takes(path.as_str()) {

@@ -122,11 +122,20 @@ pub(crate) struct Planner {
     history: History,
     held: Option<Held>,
     sums: Sums,
-    demands: Demands,
-    capacity: Option<Capacity>,
+    needs: Needs,
     volume: Option<Arc<Volume>>,
     counters: Arc<Counters>,
     started: bool,
+}
+
+/// What the plan must meet as a whole.
+#[derive(Debug)]
+pub(crate) struct Needs {
+    pub(crate) demands: Demands,
+    /// Where it must fit.
+    pub(crate) capacity: Option<Capacity>,
+    /// The source, if it must not be empty.
+    pub(crate) not_empty: Option<String>,
 }
 
 impl Planner {
@@ -134,8 +143,7 @@ impl Planner {
         listing: Listing,
         history: History,
         sums: Sums,
-        demands: Demands,
-        capacity: Option<Capacity>,
+        needs: Needs,
         volume: Option<Arc<Volume>>,
         counters: Arc<Counters>,
     ) -> Self {
@@ -145,8 +153,7 @@ impl Planner {
             history,
             held: None,
             sums,
-            demands,
-            capacity,
+            needs,
             volume,
             counters,
             started: false,
@@ -161,6 +168,11 @@ impl Planner {
         if !self.started {
             self.started = true;
             self.listed = self.listing.next().await?;
+            // before anything is removed that an empty listing does not have
+            let empty = self.listed.is_none() && self.counters.listed_objects.load(Relaxed) == 0;
+            if let (true, Some(source)) = (empty, &self.needs.not_empty) {
+                return Err(Failure::NothingListed(source.clone()));
+            }
             self.held = self.history.next()?;
         }
         let order = match (&self.listed, &self.held) {
@@ -185,7 +197,7 @@ impl Planner {
             Some(Held::File { record, .. }) if !self.untouched(&record)? => None,
             held => held,
         };
-        Ok(Some(decide(entry, held, self.demands)))
+        Ok(Some(decide(entry, held, self.needs.demands)))
     }
 
     fn take_held(&mut self) -> Result<Option<Held>, Failure> {
@@ -206,7 +218,7 @@ impl Planner {
     }
 
     fn check_room(&self) -> Result<(), Failure> {
-        self.capacity.map_or(Ok(()), |capacity| capacity.takes(&self.counters))
+        self.needs.capacity.map_or(Ok(()), |capacity| capacity.takes(&self.counters))
     }
 
     /// The digest of the whole listing, once [`Planner::next`] has said everything.

@@ -8,9 +8,10 @@ use tokio::task::JoinHandle;
 
 use crate::keys::{Key, Prefix};
 
-use super::client::{Ask, Client, Failure, Kind};
+use super::client::{Ask, Client, Failure};
 use super::error::StoreError;
 use super::listing::{Listed, Page, PageError, parse};
+use super::verdict::Kind;
 
 /// The most keys of a page; neither OSS nor S3 gives more.
 const MAX_KEYS: &str = "1000";

@@ -269,14 +269,32 @@ mod tests {
         let no_etag = |modified_ms| FileRecord { etag: None, modified_ms, ..record() };
         for (name, record, trusted, demands, wanted) in [
             ("the same version is kept", record(), true, auto, "keep"),
-            ("another ETag is fetched", FileRecord { etag: Some("\"f\"".into()), ..record() }, true, auto, "fetch"),
+            (
+                "another ETag is fetched",
+                FileRecord { etag: Some("\"f\"".into()), ..record() },
+                true,
+                auto,
+                "fetch",
+            ),
             ("another size is fetched", FileRecord { size: 6, ..record() }, true, auto, "fetch"),
             ("without an ETag the time decides", no_etag(1000), true, auto, "keep"),
             ("without an ETag another time is fetched", no_etag(2000), true, auto, "fetch"),
-            ("with an ETag the time does not count", FileRecord { modified_ms: 9, ..record() }, true, auto, "keep"),
+            (
+                "with an ETag the time does not count",
+                FileRecord { modified_ms: 9, ..record() },
+                true,
+                auto,
+                "keep",
+            ),
             ("what may be lost is read again", record(), false, auto, "reread"),
             ("a missing SHA-256 is computed", record(), true, sums, "reread"),
-            ("a recorded SHA-256 is enough", FileRecord { sha256: Some([0; 32]), ..record() }, true, sums, "keep"),
+            (
+                "a recorded SHA-256 is enough",
+                FileRecord { sha256: Some([0; 32]), ..record() },
+                true,
+                sums,
+                "keep",
+            ),
             ("unverified satisfies auto", unverified.clone(), true, auto, "keep"),
             ("unverified does not satisfy require", unverified, true, require, "fetch"),
             ("off does not satisfy auto", unchecked.clone(), true, auto, "fetch"),
@@ -292,7 +310,8 @@ mod tests {
             assert_eq!(found, wanted, "{name}");
         }
         let stated = Entry { sha256: Some([1; 32]), ..entry() };
-        let held = Held::File { record: FileRecord { sha256: Some([2; 32]), ..record() }, trusted: true };
+        let held =
+            Held::File { record: FileRecord { sha256: Some([2; 32]), ..record() }, trusted: true };
         assert!(matches!(decide(stated, Some(held), sums), Action::Fetch { replaces: true, .. }));
         assert!(matches!(decide(entry(), None, auto), Action::Fetch { replaces: false, .. }));
     }

@@ -323,6 +323,7 @@ class V2:
         keys = [key for key in KEYS if not key.startswith("/")]
         self.check("put with odd keys", lambda: [self.put(key) for key in keys])
         self.check("get with odd keys", lambda: [equal(self.get(k), body_of(k)) for k in keys])
+        self.check("get a range", self.range)
         self.check("list v2 in pages of 3", lambda: self.list(3))
 
 
@@ -615,6 +616,8 @@ def main():
     V2("oss-v2 virtual-host", "virtual-v2", endpoint=virtual).read_only()
     V2("oss-v2 cname", "cname-bucket", endpoint=f"http://data.localhost:{PORT}",
        use_cname=True).read_only()
+    V2("oss-v2 additional headers", "additional",
+       additional_headers=["host", "range", "user-agent"]).read_only()
     Old("oss2-v1", oss2.Auth(ID, SECRET), "old-bucket").run()
     provider = oss2.credentials.StaticCredentialsProvider(ID, SECRET)
     Old("oss2-v4", oss2.ProviderAuthV4(provider), "old-bucket-v4").run()

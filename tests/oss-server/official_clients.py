@@ -364,6 +364,14 @@ class Old:
                    lambda: self.failure(404, "NoSuchKey", lambda: b.get_object_meta("none")))
         self.check("delete", lambda: self.delete(keys))
 
+    def read_only(self):
+        b = self.bucket
+        self.check("create bucket", lambda: b.create_bucket())
+        self.check("put with odd keys", lambda: [b.put_object(k, body_of(k)) for k in KEYS])
+        self.check("get with odd keys",
+                   lambda: [equal(b.get_object(k).read(), body_of(k)) for k in KEYS])
+        self.check("get a range", self.range)
+
     def list(self, iterator, keys):
         found = [(o.key, o.size) for o in iterator(self.bucket, max_keys=3)]
         wanted = sorted(keys, key=lambda key: key.encode())
@@ -454,6 +462,14 @@ class Old:
         self.bucket.batch_delete_objects(found)
         equal(list(oss2.ObjectIterator(self.bucket)), [])
         self.bucket.delete_bucket()
+
+
+class SignsMore(oss2.ProviderAuthV4):
+    """Also signs headers that need not be signed."""
+
+    def _sign_request(self, req, bucket_name, key, in_additional_headers=None):
+        super()._sign_request(req, bucket_name, key, ["Range", "User-Agent"])
+        assert "AdditionalHeaders=range;user-agent" in req.headers["authorization"]
 
 
 class S3:
@@ -616,13 +632,12 @@ def main():
     V2("oss-v2 virtual-host", "virtual-v2", endpoint=virtual).read_only()
     V2("oss-v2 cname", "cname-bucket", endpoint=f"http://data.localhost:{PORT}",
        use_cname=True).read_only()
-    V2("oss-v2 additional headers", "additional",
-       additional_headers=["host", "range", "user-agent"]).read_only()
     Old("oss2-v1", oss2.Auth(ID, SECRET), "old-bucket").run()
     provider = oss2.credentials.StaticCredentialsProvider(ID, SECRET)
     Old("oss2-v4", oss2.ProviderAuthV4(provider), "old-bucket-v4").run()
     Old("oss2-v4 virtual-host", oss2.ProviderAuthV4(provider), "virtual-old",
         endpoint=virtual).run()
+    Old("oss2-v4 additional headers", SignsMore(provider), "additional").read_only()
     S3("boto3 path style", "s3-bucket", "path").run()
     S3("boto3 virtual-host", "s3-virtual", "virtual", f"http://s3.oss.localhost:{PORT}").run()
     check("credentials", "AssumeRoleWithOIDC over TLS", assume_role)

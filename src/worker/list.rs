@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use sha2::{Digest, Sha256};
 
 use super::failure::Failure;
-use super::layout::{Layout, Place};
+use super::layout::{Layout, LayoutError, Place};
 use super::manifest::hex;
 use super::options::{Filter, Options};
 use super::progress::Counters;
@@ -152,7 +152,15 @@ impl Listing {
         self.digest_in(&key, size, etag.as_deref());
         self.counters.listed_objects.fetch_add(1, Relaxed);
         self.counters.listed_bytes.fetch_add(size, Relaxed);
-        let target = match self.layout.place(&key, size)? {
+        let placed = match self.layout.place(&key, size) {
+            // it has no path in the volume that a filter could speak of; the key comes closest
+            Err(LayoutError::Unmappable { .. }) if !self.takes_key(&key) => {
+                self.counters.skipped.fetch_add(1, Relaxed);
+                return Ok(None);
+            }
+            placed => placed?,
+        };
+        let target = match placed {
             Place::Root => return Ok(None),
             Place::Nowhere(reason) => {
                 tracing::debug!(%key, reason, "key left out");
@@ -180,6 +188,10 @@ impl Listing {
         let relative = self.prefix.relative(&key).unwrap_or_default().to_owned();
         let modified_ms = modified.timestamp_millis();
         Ok(Some(Entry { key, relative, target, size, etag, modified_ms, symlink, sha256: None }))
+    }
+
+    fn takes_key(&self, key: &Key) -> bool {
+        self.filter.takes(self.prefix.relative(key).unwrap_or_default())
     }
 
     fn digest_in(&mut self, key: &Key, size: u64, etag: Option<&str>) {

@@ -15,12 +15,7 @@ pub const BUCKET: &str = "bucket";
 
 /// A server with one bucket and one access key.
 pub fn server() -> OssServer {
-    OssServer::builder()
-        .bucket(BUCKET)
-        .credentials(ID, SECRET)
-        .log(true)
-        .start_blocking()
-        .unwrap()
+    OssServer::builder().bucket(BUCKET).credentials(ID, SECRET).log(true).start_blocking().unwrap()
 }
 
 /// A directory for a volume, removed at the end.

@@ -6,7 +6,7 @@
 //! ossvp a source is a stream of [`Listed`] and an [`object_store::ObjectStore`], so a decorator can
 //! stand between, and tests can bring their own.
 //!
-//! Keys travel through [`object_store::path::Path`] by [`location`] and come back by [`key_at`].
+//! Keys travel through [`object_store::path::Path`] by [`location()`] and come back by [`key_at`].
 
 mod answer;
 mod body;
@@ -21,6 +21,7 @@ mod location;
 mod meter;
 mod objects;
 mod providers;
+mod read_only;
 mod retry;
 mod rrsa;
 mod sign;
@@ -133,7 +134,7 @@ impl Source {
                 return Ok(Self {
                     dialect: Dialect::File,
                     prefix: Prefix::default(),
-                    objects: Arc::new(files.clone()),
+                    objects: Arc::new(read_only::ReadOnly(files.clone())),
                     listing: Listing::Directory(files),
                     meter,
                 });
@@ -171,14 +172,14 @@ impl Source {
             transport,
             policy,
             meter: meter.clone(),
-            max_frame: read_buffer.unwrap_or(usize::MAX).max(1),
+            max_frame: read_buffer.unwrap_or(transport::READ_BUFFER).max(1),
             clock_offset: 0.into(),
             answered: false.into(),
         });
         Ok(Self {
             dialect,
             prefix,
-            objects: Arc::new(objects::Objects(client.clone())),
+            objects: Arc::new(read_only::ReadOnly(objects::Objects(client.clone()))),
             listing: Listing::Bucket(client),
             meter,
         })
@@ -201,7 +202,7 @@ impl Source {
         }
     }
 
-    /// GET and HEAD of single objects by [`location`]; nothing else is supported.
+    /// GET and HEAD of single objects by [`location()`]; nothing else is supported.
     ///
     /// - a failed request is sent again, and a broken body resumes, as [`RetryPolicy`] says
     /// - [`Stated`] rides in the result's extensions

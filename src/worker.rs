@@ -246,7 +246,8 @@ async fn fill(
     let _sampling = Aside::spawn(Arc::clone(watch).sample(Arc::clone(&pace)));
     let _checkpoints = Aside::spawn(checkpoints(Arc::clone(&ledger)));
 
-    let listing = list(options, source, &counters, sort_first.then(|| volume.spill())).await?;
+    let sort_first = sort_first.then(|| (volume.spill(), Some(capacity)));
+    let listing = list(options, source, &counters, sort_first).await?;
     let sums = stated_sums(options, source, volume.spill()).await?;
     let planner = Planner::new(
         listing,
@@ -275,13 +276,15 @@ async fn list(
     options: &Options,
     source: &Source,
     counters: &Arc<Counters>,
-    sort_first: Option<SpillFile>,
+    sort_first: Option<(SpillFile, Option<Capacity>)>,
 ) -> Result<Listing, Failure> {
     let counters = Arc::clone(counters);
     let filter = Arc::clone(&options.filter);
     match sort_first {
         None => Ok(Listing::streamed(source, options, filter, counters)),
-        Some(spill) => Listing::spooled(source, options, filter, counters, spill).await,
+        Some((spill, capacity)) => {
+            Listing::spooled(source, options, filter, counters, spill, capacity).await
+        }
     }
 }
 
@@ -420,7 +423,7 @@ async fn dry_run(
     })
     .await?;
     let _display = Display::start(options.progress, Arc::clone(&counters));
-    let sort_first = options.plan_first.then(sort::temporary);
+    let sort_first = options.plan_first.then(|| (sort::temporary(), None));
     let listing = list(options, source, &counters, sort_first).await?;
     let sums = stated_sums(options, source, sort::temporary()).await?;
     let mut planner = Planner::new(

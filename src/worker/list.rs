@@ -13,6 +13,7 @@ use super::failure::Failure;
 use super::layout::{Layout, LayoutError, Place};
 use super::manifest::hex;
 use super::options::{Filter, Options};
+use super::plan::Capacity;
 use super::progress::Counters;
 use super::sort::{Sorted, Sorter, SpillFile};
 use crate::handoff::ShardOf;
@@ -99,13 +100,14 @@ impl Listing {
     }
 
     /// The listing read to its end first, and sorted: for sources in no order, and for planning
-    /// before the first fetch.
+    /// before the first fetch. Every key is placed, and all must fit `capacity`.
     pub(crate) async fn spooled(
         source: &Source,
         options: &Options,
         filter: Arc<Filter>,
         counters: Arc<Counters>,
         spill: SpillFile,
+        capacity: Option<Capacity>,
     ) -> Result<Self, Failure> {
         let mut listed = source.list(None);
         let mut sorter = Sorter::new(spill);
@@ -114,7 +116,19 @@ impl Listing {
             sorter.push(object.key.as_str().as_bytes(), &packed(&object)).map_err(spool_failed)?;
         }
         let sorted = sorter.finish().map_err(spool_failed)?;
-        Ok(Self::new(Raw::Spooled(sorted), options, filter, counters))
+        let rehearsed = Arc::<Counters>::default();
+        let mut rehearsal =
+            Self::new(Raw::Spooled(sorted), options, Arc::clone(&filter), Arc::clone(&rehearsed));
+        while rehearsal.next().await?.is_some() {
+            if let Some(capacity) = capacity {
+                capacity.takes(&rehearsed)?;
+            }
+        }
+        let mut raw = rehearsal.raw;
+        if let Raw::Spooled(sorted) = &mut raw {
+            sorted.rewind().map_err(spool_failed)?;
+        }
+        Ok(Self::new(raw, options, filter, counters))
     }
 
     async fn next_listed(&mut self) -> Result<Option<Listed>, Failure> {

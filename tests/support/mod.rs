@@ -36,6 +36,11 @@ impl Place {
     pub fn file(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
+
+    /// Whether the volume has a completion marker.
+    pub fn is_marked(&self) -> bool {
+        self.volume().join(".ossvp/complete.json").exists()
+    }
 }
 
 /// The `ossvp` command line, in an environment that has nothing of this machine's.
@@ -52,6 +57,8 @@ pub fn populate(server: &OssServer, source: &str, volume: &Path) -> Command {
     command
         .env("OSS_ACCESS_KEY_ID", ID)
         .env("OSS_ACCESS_KEY_SECRET", SECRET)
+        .env("AWS_ACCESS_KEY_ID", ID)
+        .env("AWS_SECRET_ACCESS_KEY", SECRET)
         .args(["populate", source])
         .arg(volume)
         .args(["--endpoint", &server.endpoint(), "--region", server.region()])

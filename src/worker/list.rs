@@ -164,9 +164,12 @@ impl Listing {
     fn place(&mut self, listed: Listed) -> Result<Option<Entry>, Failure> {
         let Listed { key, size, etag, modified, symlink, archived } = listed;
         self.digest_in(&key, size, etag.as_deref());
-        self.counters.listed_objects.fetch_add(1, Relaxed);
-        self.counters.listed_bytes.fetch_add(size, Relaxed);
-        let placed = match self.layout.place(&key, size) {
+        let placed = self.layout.place(&key, size);
+        if !matches!(placed, Ok(Place::Root)) {
+            self.counters.listed_objects.fetch_add(1, Relaxed);
+            self.counters.listed_bytes.fetch_add(size, Relaxed);
+        }
+        let placed = match placed {
             // it has no path in the volume that a filter could speak of; the key comes closest
             Err(LayoutError::Unmappable { .. }) if !self.takes_key(&key) => {
                 self.counters.skipped.fetch_add(1, Relaxed);

@@ -206,7 +206,9 @@ fn remaining(options: &Options, volume: &Arc<Volume>, boot: &str) -> Result<Hist
     if identity == options.identity {
         return Ok(history);
     }
-    if !options.force {
+    // a run that failed before its first commit (a bucket's name mistyped) leaves nothing to protect
+    let holds_nothing = history.is_empty() && volume.clean_staged(resumable)? == 0;
+    if !options.force && !holds_nothing {
         return Err(Failure::Foreign {
             partial: true,
             held: identity.to_string(),

@@ -404,9 +404,10 @@ impl Fetcher {
             let stated = self.stated_of(large).await?;
             let wanted = Wanted::for_check(self.expected(&stated), self.demands.sha256);
             if !digests.have(wanted) {
-                let (source, whole) = (Arc::clone(large), wanted);
+                let (source, whole, length) = (Arc::clone(large), wanted, digests.length);
                 let reread = blocking(move || {
-                    digests_of(&source.reader()?, source.path().as_str(), 0, u64::MAX, whole)
+                    // not to the file's end: padding stands there until it is finished
+                    digests_of(&source.reader()?, source.path().as_str(), 0, length, whole)
                 })
                 .await?;
                 if (reread.length, reread.crc64) != (digests.length, digests.crc64) {

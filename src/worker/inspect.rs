@@ -149,6 +149,11 @@ impl History {
         self.end == 0
     }
 
+    /// Whether nothing was committed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.next.is_none()
+    }
+
     /// The next file or directory, by key.
     pub(crate) fn next(&mut self) -> Result<Option<Held>, Failure> {
         let Some(sorted) = &mut self.sorted else { return Ok(None) };

@@ -20,7 +20,8 @@ use super::list::{Entry, Target};
 use super::manifest::{fields, hex, seal, unseal};
 use super::verify::{Digests, Wanted};
 use super::volume::{Volume, errno};
-use super::write::Staged;
+use super::write::{ALIGNMENT, Staged};
+use crate::handoff::Direct;
 use crate::keys::VolumePath;
 use crate::store::Stated;
 
@@ -92,6 +93,11 @@ impl Large {
         let write = |error: &std::io::Error| volume.writing(path.as_str(), 0, errno(error));
         notes.set_len(notes_end).map_err(|error| write(&error))?;
         let resumed = notes_end > 0;
+        // a part that began or ended within a page could not be written past the page cache
+        let direct = match part_size % ALIGNMENT as u64 {
+            0 => fetcher.options().direct,
+            _ => Direct::Off,
+        };
         let staged = Staged::open(
             volume,
             &fetcher.calls,
@@ -99,7 +105,7 @@ impl Large {
             &path,
             size,
             false,
-            fetcher.options().direct,
+            direct,
         )?;
         let large = Self {
             path,

@@ -228,9 +228,9 @@ fn escaped_segment<'s>(segment: &'s str, start: usize, below: &[usize]) -> Cow<'
         }
         piece_start = end + 1;
     }
-    // a name that only looks as if it had been cut is cut too, so that no two names meet
-    let cut_already = out.len() == MAX_SEGMENT && looks_cut(&out);
-    if out.len() > MAX_SEGMENT || cut_already {
+    // a name that only looks as if it had been cut (how long a cut one is depends on where its
+    // characters end) gets a digest of its own, so that no two names meet
+    if out.len() > MAX_SEGMENT || looks_cut(&out) {
         out = cut(&out, segment, MAX_SEGMENT);
     }
     Cow::Owned(out)
@@ -243,8 +243,8 @@ fn looks_cut(name: &str) -> bool {
     })
 }
 
-/// The first bytes of `name` and `%` and 16 hex digits of the SHA-256 of `whole`: exactly `limit`
-/// bytes unless a character's end falls before.
+/// The first bytes of `name` and `%` and 16 hex digits of the SHA-256 of `whole`: at most `limit`
+/// bytes.
 fn cut(name: &str, whole: &str, limit: usize) -> String {
     let mut keep = name.floor_char_boundary(limit - DIGEST_LEN);
     // a segment must not grow past its own limit by the digest

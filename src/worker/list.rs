@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use sha2::{Digest, Sha256};
 
 use super::failure::Failure;
-use super::layout::{Layout, Place};
+use super::layout::{Layout, LayoutError, Place};
 use super::manifest::hex;
 use super::options::{Filter, Options};
 use super::plan::Capacity;
@@ -164,22 +164,25 @@ impl Listing {
     fn place(&mut self, listed: Listed) -> Result<Option<Entry>, Failure> {
         let Listed { key, size, etag, modified, symlink, archived } = listed;
         self.digest_in(&key, size, etag.as_deref());
-        let target = match self.layout.place(&key, size)? {
-            Place::Root => return Ok(None),
-            Place::Nowhere(reason) => Err(reason),
-            Place::File(path) => Ok(Target::File(path)),
-            Place::Directory(path) => Ok(Target::Directory(path)),
+        let placed = match self.layout.place(&key, size) {
+            Ok(Place::Root) => return Ok(None),
+            Ok(Place::File(path)) => Ok(Some(Target::File(path))),
+            Ok(Place::Directory(path)) => Ok(Some(Target::Directory(path))),
+            Ok(Place::Nowhere(reason)) => {
+                tracing::debug!(%key, reason, "key left out");
+                self.counters.unmappable.fetch_add(1, Relaxed);
+                Ok(None)
+            }
+            // filters speak of paths; of a key that has none, the key itself comes closest
+            Err(LayoutError::Unmappable { .. }) if !self.takes_key(&key) => {
+                self.counters.skipped.fetch_add(1, Relaxed);
+                Ok(None)
+            }
+            Err(error) => Err(error),
         };
         self.counters.listed_objects.fetch_add(1, Relaxed);
         self.counters.listed_bytes.fetch_add(size, Relaxed);
-        let target = match target {
-            Ok(target) => target,
-            Err(reason) => {
-                tracing::debug!(%key, reason, "key left out");
-                self.counters.unmappable.fetch_add(1, Relaxed);
-                return Ok(None);
-            }
-        };
+        let Some(target) = placed? else { return Ok(None) };
         let (Target::File(path) | Target::Directory(path)) = &target;
         if !self.filter.takes(path.as_str()) {
             self.counters.skipped.fetch_add(1, Relaxed);
@@ -198,6 +201,10 @@ impl Listing {
         let relative = self.prefix.relative(&key).unwrap_or_default().to_owned();
         let modified_ms = modified.timestamp_millis();
         Ok(Some(Entry { key, relative, target, size, etag, modified_ms, symlink, sha256: None }))
+    }
+
+    fn takes_key(&self, key: &Key) -> bool {
+        self.filter.takes(self.prefix.relative(key).unwrap_or_default())
     }
 
     fn digest_in(&mut self, key: &Key, size: u64, etag: Option<&str>) {

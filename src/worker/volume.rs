@@ -3,6 +3,7 @@
 //! No call here leaves the root: each directory is opened from its parent's descriptor with
 //! `O_NOFOLLOW`, so a symlink at any level is an error and never a way out.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -33,7 +34,7 @@ const CACHED_DIRECTORIES: usize = 256;
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
     /// A call failed.
-    #[error("cannot {action} {path}{}", hint(*source))]
+    #[error("cannot {action} {}{}", shown(path), hint(*source))]
     Call {
         /// What was attempted.
         action: &'static str,
@@ -43,7 +44,7 @@ pub enum VolumeError {
         source: Errno,
     },
     /// Something stands where a directory or a file of ours must be.
-    #[error("{path} is {found} where {wanted} must be; remove it, or fill an empty volume")]
+    #[error("{} is {found} where {wanted} must be; remove it, or fill an empty volume", shown(path))]
     InTheWay {
         /// The path, relative to the volume root.
         path: String,
@@ -57,7 +58,8 @@ pub enum VolumeError {
     Held(PathBuf),
     /// The file system has less room than is needed.
     #[error(
-        "the volume is full: {needed} more bytes were needed for {path}, {available} are available of {total}; use a larger volume, or fewer objects (--include, --exclude)"
+        "the volume is full: {needed} more bytes were needed for {}, {available} are available of {total}; use a larger volume, or fewer objects (--include, --exclude)",
+        shown(path)
     )]
     Full {
         /// What was being written.
@@ -69,6 +71,14 @@ pub enum VolumeError {
         /// The file system's size.
         total: u64,
     },
+}
+
+/// A path in a message, which is one line whatever the path holds.
+fn shown(path: &str) -> Cow<'_, str> {
+    match path.contains(char::is_control) {
+        true => Cow::Owned(format!("{path:?}")),
+        false => Cow::Borrowed(path),
+    }
 }
 
 fn hint(errno: Errno) -> &'static str {

@@ -46,7 +46,7 @@ impl Calls {
 }
 
 /// The alignment that O_DIRECT asks for on every file system in use: a page.
-const ALIGNMENT: usize = 4096;
+pub(crate) const ALIGNMENT: usize = 4096;
 /// Bytes of one O_DIRECT write: from here on larger ones were not faster.
 const DIRECT_WRITE: usize = 1 << 20;
 
@@ -207,8 +207,8 @@ impl Writer {
         if let Some(mut buffer) = self.buffer.take()
             && buffer.used > 0
         {
-            // the padding lies behind the end of the object, where it is cut off, or in the next
-            // part's first page only if parts were not aligned, and then there is no buffer
+            // the padding lies behind the end of the object, where it is cut off: all parts but
+            // the last are whole pages
             buffer.pad();
             write_direct(&self.staged, buffer, self.offset).await?;
         }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use oss_server::OssServer;
 use ossvp::handoff::{Marker, Outcome, Report};
@@ -36,6 +37,11 @@ impl Place {
     pub fn file(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
+
+    /// Whether the volume has a completion marker.
+    pub fn is_marked(&self) -> bool {
+        self.volume().join(".ossvp/complete.json").exists()
+    }
 }
 
 /// The `ossvp` command line, in an environment that has nothing of this machine's.
@@ -52,6 +58,8 @@ pub fn populate(server: &OssServer, source: &str, volume: &Path) -> Command {
     command
         .env("OSS_ACCESS_KEY_ID", ID)
         .env("OSS_ACCESS_KEY_SECRET", SECRET)
+        .env("AWS_ACCESS_KEY_ID", ID)
+        .env("AWS_SECRET_ACCESS_KEY", SECRET)
         .args(["populate", source])
         .arg(volume)
         .args(["--endpoint", &server.endpoint(), "--region", server.region()])
@@ -94,6 +102,16 @@ impl Ran {
     pub fn says(self, text: &str) -> Self {
         assert!(self.stderr.contains(text), "no {text:?} in stderr: {}", self.stderr);
         self
+    }
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60), "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

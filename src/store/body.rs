@@ -49,7 +49,8 @@ impl Body {
     }
 
     /// The pieces, none larger than the client's bound.
-    pub(super) fn into_stream(self, path: String) -> Pieces {
+    pub(super) fn into_stream(self, path: &str) -> Pieces {
+        let path: Arc<str> = path.into();
         futures::stream::unfold(Some(self), move |body| {
             let path = path.clone();
             async move {
@@ -63,6 +64,7 @@ impl Body {
                 }
             }
         })
+        .fuse()
         .boxed()
     }
 

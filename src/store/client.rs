@@ -309,7 +309,9 @@ impl Client {
     fn unsent(&self, ask: &Ask, error: SendError) -> Failure {
         let host = self.endpoint.host().to_owned();
         match error {
-            SendError::Tls(source) => Failure::Final(StoreError::Tls { host, source }),
+            SendError::Certificate(source) => {
+                Failure::Final(StoreError::Certificate { host, source })
+            }
             SendError::Connect(source) => {
                 let hint = if self.endpoint.is_internal() {
                     ": an -internal endpoint can be reached only from its own region's VPC"

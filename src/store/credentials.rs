@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use tokio::time::Instant;
 
 use crate::keys::Dialect;
 
@@ -12,6 +13,10 @@ use super::error::StoreError;
 use super::meter::Meter;
 use super::providers::Chain;
 use super::sign;
+
+/// The pause between refreshes ahead of the expiry: where one fails, or brings the same again, the
+/// requests that go on must not each try it; in five minutes there are thirty.
+const REFRESH_PAUSE: Duration = Duration::from_secs(10);
 
 /// An access key, with the token and the expiry of a temporary one.
 pub(super) struct Credential {
@@ -76,6 +81,8 @@ pub(super) struct Credentials {
     ahead: Duration,
     meter: Arc<Meter>,
     current: Mutex<Option<Arc<Credential>>>,
+    /// When a refresh ahead of the expiry was last begun.
+    refreshed: Mutex<Option<Instant>>,
     /// Held while fetching.
     fetching: tokio::sync::Mutex<()>,
 }
@@ -87,6 +94,7 @@ impl Credentials {
             ahead,
             meter,
             current: Mutex::default(),
+            refreshed: Mutex::default(),
             fetching: tokio::sync::Mutex::default(),
         })
     }
@@ -121,8 +129,12 @@ impl Credentials {
     }
 
     fn refresh_behind(self: &Arc<Self>) {
-        if self.fetching.try_lock().is_err() {
-            return;
+        {
+            let mut tried = self.refreshed.lock().unwrap_or_else(PoisonError::into_inner);
+            if tried.is_some_and(|tried| tried.elapsed() < REFRESH_PAUSE) {
+                return;
+            }
+            *tried = Some(Instant::now());
         }
         let this = self.clone();
         tokio::spawn(async move {

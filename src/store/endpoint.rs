@@ -266,6 +266,7 @@ fn guess_region(dialect: Dialect, host: &str) -> Option<String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

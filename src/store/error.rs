@@ -102,7 +102,7 @@ pub enum StoreError {
         /// The endpoint asked.
         host: String,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The credentials may not do this.
     #[error("access to {subject} is denied ({answer}): grant {needed} to these credentials")]
@@ -112,7 +112,7 @@ pub enum StoreError {
         /// The permission that the request needs.
         needed: &'static str,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The access key is not known, or its token is no longer valid.
     #[error("the access key was not accepted for {subject} ({answer}): check the key id and token")]
@@ -120,7 +120,7 @@ pub enum StoreError {
         /// What was asked for.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The signature does not match.
     #[error("the signature for {subject} does not match ({answer}): check the access key's secret")]
@@ -128,7 +128,7 @@ pub enum StoreError {
         /// What was asked for.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The clocks differ, also after correcting for it.
     #[error("the clock differs too much from that of {host} ({answer}): set this host's clock")]
@@ -136,7 +136,7 @@ pub enum StoreError {
         /// The endpoint asked.
         host: String,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The bucket lives at another endpoint.
     #[error("bucket {bucket} is not served by {host} ({answer}): {}", use_instead("endpoint", right.as_deref()))]
@@ -148,7 +148,7 @@ pub enum StoreError {
         /// The endpoint to use, if the answer names it.
         right: Option<String>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The region signed for is not the bucket's.
     #[error("bucket {bucket} is not in region {region} ({answer}): {}", use_instead("region", right.as_deref()))]
@@ -160,7 +160,7 @@ pub enum StoreError {
         /// The region to use, if the answer names it.
         right: Option<String>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The object is in an archive class and not restored.
     #[error(
@@ -170,7 +170,7 @@ pub enum StoreError {
         /// The object.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// A symlink whose target is missing or is a symlink.
     #[error(
@@ -180,7 +180,7 @@ pub enum StoreError {
         /// The symlink.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// Any other refusal.
     #[error("the request for {subject} was refused ({answer})")]
@@ -188,7 +188,7 @@ pub enum StoreError {
         /// What was asked for.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The object is no longer there.
     #[error("{subject} is gone ({answer})")]
@@ -196,7 +196,7 @@ pub enum StoreError {
         /// The object.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// The object is not the one that `If-Match` asked for.
     #[error("{subject} has changed ({answer})")]
@@ -204,7 +204,7 @@ pub enum StoreError {
         /// The object.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// An answer of a resumed body is of another object than the first.
     #[error("{subject} has changed while it was read: {what} was {was}, is {is}")]
@@ -241,11 +241,9 @@ pub enum StoreError {
         #[source]
         source: Cause,
     },
-    /// TLS could not be agreed on.
-    #[error(
-        "no TLS with {host}: check the endpoint's certificate, the CA bundle and http or https"
-    )]
-    Tls {
+    /// The host's certificate is not trusted.
+    #[error("the certificate of {host} is not trusted: check the endpoint and the CA bundle")]
+    Certificate {
         /// Host and port.
         host: String,
         /// Why.
@@ -285,7 +283,7 @@ pub enum StoreError {
         /// What was asked for.
         subject: Box<Subject>,
         /// What was answered.
-        answer: Answer,
+        answer: Box<Answer>,
     },
     /// An answer that breaks the protocol.
     #[error("wrong answer for {subject}: {reason}")]
@@ -394,7 +392,7 @@ impl StoreError {
             | Self::Archived { .. }
             | Self::Dangling { .. }
             | Self::Refused { .. }
-            | Self::Tls { .. }
+            | Self::Certificate { .. }
             | Self::BadKey { .. }
             | Self::Directory { .. } => Class::Refused,
             Self::Credentials { transient, .. } => {

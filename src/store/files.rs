@@ -99,6 +99,7 @@ impl Files {
                 Err(error) => Some((Err(error), None)),
             }
         })
+        .fuse()
         .boxed()
     }
 
@@ -186,6 +187,7 @@ impl Files {
                 Some((Err(error.into_object_store(&path, Dialect::File)), None))
             }
         })
+        .fuse()
         .boxed()
     }
 }

@@ -58,8 +58,9 @@ pub(super) fn list(
         let (objects, more) = lister.page().await?;
         Ok::<_, StoreError>(Some((objects, more.then_some(lister))))
     })
-    .map_ok(|objects| futures::stream::iter(objects))
+    .map_ok(futures::stream::iter)
     .try_flatten()
+    .fuse()
     .boxed()
 }
 

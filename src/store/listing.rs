@@ -220,6 +220,7 @@ fn url_decode(text: String) -> Result<String, PageError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use proptest::prelude::*;
 

@@ -66,6 +66,7 @@ pub fn key_at(path: &Path) -> Option<Key> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use proptest::prelude::*;
 

@@ -164,7 +164,7 @@ impl Objects {
                 ..ask
             };
             Body::new(client.clone(), pinned, stated.etag.clone(), body, range.clone(), size)
-                .into_stream(path.to_string())
+                .into_stream(path.as_ref())
         };
         let mut extensions = object_store::Extensions::new();
         extensions.insert(stated);

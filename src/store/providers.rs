@@ -1,6 +1,7 @@
 //! Where credentials may come from, in the order they are asked: environment, files of the official
 //! tools, RRSA, the instance's role.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -46,7 +47,6 @@ const S3: [Names; 1] = [["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESS
 /// Files and the instance's role are read by reqsign's providers. Our own are the environment
 /// (reqsign passes over a half-set pair), RRSA (reqsign puts the token into the URL, where proxies
 /// log it) and `.ossutilconfig` (reqsign has none).
-#[derive(Debug)]
 pub(super) struct Chain {
     dialect: Dialect,
     env: Arc<dyn Env>,
@@ -54,6 +54,16 @@ pub(super) struct Chain {
     rrsa: Rrsa,
     /// The instance's role has given credentials before: a failure now will pass.
     instance: AtomicBool,
+}
+
+/// Shows nothing of the environment, which holds secrets.
+impl fmt::Debug for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chain")
+            .field("dialect", &self.dialect)
+            .field("rrsa", &self.rrsa)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Chain {
@@ -79,7 +89,7 @@ impl Chain {
     /// [`StoreError::NoCredentials`] if none has, and what a place says that has them but cannot
     /// give them.
     pub(super) async fn fetch(&self) -> Result<Credential, StoreError> {
-        if let Some(credential) = from_env(self.dialect, self.env.as_ref())? {
+        if let Some(credential) = ask_env(self.dialect, self.env.as_ref())? {
             return Ok(credential);
         }
         if self.dialect == Dialect::S3 {
@@ -92,13 +102,13 @@ impl Chain {
                 })
                 .ok_or_else(|| self.nothing(None));
         }
-        if let Some(credential) = self.from_files().await? {
+        if let Some(credential) = self.ask_files().await? {
             return Ok(credential);
         }
         if let Some(credential) = self.rrsa.fetch(self.env.as_ref()).await? {
             return Ok(credential);
         }
-        self.from_instance().await
+        self.ask_instance().await
     }
 
     fn nothing(&self, detail: Option<String>) -> StoreError {
@@ -109,8 +119,8 @@ impl Chain {
         StoreError::NoCredentials { variables, detail }
     }
 
-    async fn from_files(&self) -> Result<Option<Credential>, StoreError> {
-        if let Some(credential) = self.from_ossutil().await {
+    async fn ask_files(&self) -> Result<Option<Credential>, StoreError> {
+        if let Some(credential) = self.ask_ossutil().await {
             return Ok(Some(credential));
         }
         // errors are left out: their text may quote the file
@@ -138,13 +148,13 @@ impl Chain {
         Ok(found.map_err(|_| unreadable("~/.aliyun/config.json"))?.and_then(usable))
     }
 
-    async fn from_ossutil(&self) -> Option<Credential> {
+    async fn ask_ossutil(&self) -> Option<Credential> {
         let path = self.context.expand_home_dir("~/.ossutilconfig")?;
         let text = self.context.file_read_as_string(&path).await.ok()?;
         parse_ossutil(&text)
     }
 
-    async fn from_instance(&self) -> Result<Credential, StoreError> {
+    async fn ask_instance(&self) -> Result<Credential, StoreError> {
         let found = EcsRamRoleCredentialProvider::new().provide_credential(&self.context).await;
         match found {
             Ok(found) => {
@@ -165,7 +175,7 @@ impl Chain {
     }
 }
 
-fn from_env(dialect: Dialect, env: &dyn Env) -> Result<Option<Credential>, StoreError> {
+fn ask_env(dialect: Dialect, env: &dyn Env) -> Result<Option<Credential>, StoreError> {
     let names: &[Names] = match dialect {
         Dialect::S3 => &S3,
         Dialect::Oss | Dialect::File => &OSS,
@@ -231,8 +241,13 @@ fn unreadable(provider: &'static str) -> StoreError {
 }
 
 /// The environment as reqsign wants it.
-#[derive(Debug)]
 struct SharedEnv(Arc<dyn Env>);
+
+impl fmt::Debug for SharedEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SharedEnv")
+    }
+}
 
 impl Env for SharedEnv {
     fn var(&self, name: &str) -> Option<String> {
@@ -273,7 +288,7 @@ impl HttpSend for Http {
         let (parts, body) = sent
             .map_err(|error| match error {
                 SendError::Late => failed("no answer"),
-                SendError::Connect(_) | SendError::Tls(_) | SendError::Broken(_) => {
+                SendError::Connect(_) | SendError::Certificate(_) | SendError::Broken(_) => {
                     failed("no connection")
                 }
             })?
@@ -284,6 +299,7 @@ impl HttpSend for Http {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::collections::HashMap;
 

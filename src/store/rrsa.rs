@@ -132,7 +132,9 @@ impl Rrsa {
         let sent = self.transport.send(request.clone(), self.timeout).await;
         let response = sent.map_err(|error| match error {
             SendError::Late => passing(format!("no answer from {host}")),
-            SendError::Tls(cause) => refuse(format!("no TLS with {host}: {}", chain(&cause))),
+            SendError::Certificate(cause) => {
+                refuse(format!("the certificate of {host} is not trusted: {}", chain(&cause)))
+            }
             SendError::Connect(cause) | SendError::Broken(cause) => {
                 passing(format!("no connection with {host}: {}", chain(&cause)))
             }

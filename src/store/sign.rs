@@ -187,6 +187,7 @@ fn hmac(key: &[u8], text: &[u8]) -> [u8; 32] {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use chrono::NaiveDateTime;
     use proptest::prelude::*;

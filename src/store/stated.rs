@@ -119,6 +119,7 @@ pub(super) fn http_date(headers: &HeaderMap, name: &str) -> Option<DateTime<Utc>
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use http::{HeaderName, HeaderValue};
     use proptest::prelude::*;

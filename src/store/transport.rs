@@ -64,7 +64,8 @@ pub(super) struct Options<'a> {
 #[derive(Debug)]
 pub(super) enum SendError {
     Connect(Cause),
-    Tls(Cause),
+    /// The host's certificate is not trusted.
+    Certificate(Cause),
     Broken(Cause),
     Late,
 }
@@ -120,7 +121,7 @@ impl Transport {
         match tokio::time::timeout(timeout, self.client.request(request)).await {
             Err(_) => Err(SendError::Late),
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) if is_tls(&error) => Err(SendError::Tls(Arc::new(error))),
+            Ok(Err(error)) if is_untrusted(&error) => Err(SendError::Certificate(Arc::new(error))),
             Ok(Err(error)) if error.is_connect() => Err(SendError::Connect(Arc::new(error))),
             Ok(Err(error)) => Err(SendError::Broken(Arc::new(error))),
         }
@@ -213,12 +214,12 @@ fn no_proxies() -> Matcher {
     Matcher::builder().build()
 }
 
-/// Whether TLS is what failed, rather than TCP below or HTTP above.
-fn is_tls(error: &(dyn Error + 'static)) -> bool {
+/// Whether it is the host's certificate that failed: other attempts will not do better.
+fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
     let mut below = Some(error);
     while let Some(error) = below {
-        if error.is::<rustls::Error>() {
-            return true;
+        if let Some(error) = error.downcast_ref::<rustls::Error>() {
+            return matches!(error, rustls::Error::InvalidCertificate(_));
         }
         // an io::Error's source skips the error that it wraps
         below = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {

@@ -26,6 +26,7 @@ pub(super) enum Verdict {
 /// Codes: OSS "Error responses" and the official SDKs, Amazon S3 "Error responses". A code that is
 /// not known is judged by its status alone.
 pub(super) fn judge(client: &Client, ask: &Ask, answer: Answer, temporary: bool) -> Verdict {
+    let answer = Box::new(answer);
     let subject = client.subject(ask.key.as_ref());
     let bucket = client.endpoint.bucket().clone();
     let host = client.endpoint.host().to_owned();
@@ -90,7 +91,7 @@ fn names_region(answer: &Answer) -> bool {
     answer.message.as_deref().is_some_and(|message| message.contains("signing region"))
 }
 
-fn wrong_region(client: &Client, answer: Answer) -> StoreError {
+fn wrong_region(client: &Client, answer: Box<Answer>) -> StoreError {
     let quoted = answer.message.as_deref().and_then(|message| {
         let (_, after) = message.split_once("expect")?;
         after.split(['\'', '"']).nth(1).map(str::to_owned)

@@ -9,7 +9,7 @@ use crate::request::{Call, Operation};
 use crate::server::{Server, read};
 use crate::sign::Caller;
 use crate::store::Bucket;
-use crate::{listing, objects};
+use crate::{listing, objects, uploads};
 
 /// Whether the caller may do this, and whether the bucket is to be found here.
 pub(crate) fn authorize(server: &Server, call: &Call, caller: &Caller) -> Result<(), ApiError> {
@@ -61,9 +61,20 @@ pub(crate) async fn answer(
             ))
         }),
         Operation::GetBucketInfo => with(server, call, |bucket| info(&call.bucket, bucket)),
+        Operation::CopyObject => uploads::copy(store, call),
+        Operation::InitiateMultipartUpload => uploads::initiate(server, call),
+        Operation::UploadPart => uploads::part(store, call, read(body).await?),
+        Operation::CompleteMultipartUpload => uploads::complete(store, call, &read(body).await?),
+        Operation::ListParts => uploads::list_parts(store, call),
+        Operation::AbortMultipartUpload => uploads::abort(store, call),
+        Operation::AppendObject => uploads::append(store, call, read(body).await?),
+        Operation::RestoreObject => uploads::restore(store, call),
+        Operation::DeleteObjects => uploads::delete_many(store, call, &read(body).await?),
         Operation::PutBucket => create(server, call),
         Operation::DeleteBucket => delete(server, call),
-        _ => Err(ApiError::not_implemented()),
+        Operation::AssumeRole | Operation::InstanceMetadata | Operation::Other => {
+            Err(ApiError::not_implemented())
+        }
     }
 }
 

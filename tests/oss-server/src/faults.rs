@@ -56,7 +56,7 @@ pub enum Action {
     RepeatToken,
     /// A header of so many bytes.
     HugeHeader(u64),
-    /// So many bytes of white space ahead of a listing's or error's end.
+    /// So many bytes of white space behind the XML, announced by Content-Length.
     HugeXml(u64),
     /// Another CRC-64 than the body's.
     Crc(u64),
@@ -328,6 +328,7 @@ impl Faults {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -1,203 +1,22 @@
-//! The library's surface: a builder, and a handle on a running server.
+//! A handle on a running server.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-use crate::faults::{Fault, Faults};
+use crate::builder::Builder;
+use crate::faults::Fault;
 use crate::objects::symlink;
-use crate::request::Addressing;
-use crate::server::{Pace, Server, accept};
-use crate::stats::{Counters, Logged, Stats};
-use crate::store::{Bucket, Content, Credential, PutOptions, Store};
+use crate::put::PutOptions;
+use crate::server::Server;
+use crate::stats::{Logged, Stats};
+use crate::store::{Bucket, Content, Credential};
 use crate::synthetic::Generated;
-use crate::tls::Tls;
-
-/// What a server starts with.
-#[derive(Debug)]
-#[must_use]
-pub struct Builder {
-    listen: SocketAddr,
-    region: String,
-    store: Store,
-    addressing: Addressing,
-    pace: Pace,
-    clock: i64,
-    threads: usize,
-    log: bool,
-    tls: bool,
-}
-
-impl Default for Builder {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            region: "cn-hangzhou".into(),
-            store: Store::default(),
-            addressing: Addressing::default(),
-            pace: Pace::default(),
-            clock: 0,
-            threads: 2,
-            log: true,
-            tls: false,
-        }
-    }
-}
-
-impl Builder {
-    /// Where to listen; a free port of 127.0.0.1 unless told otherwise.
-    pub fn listen(mut self, address: SocketAddr) -> Self {
-        self.listen = address;
-        self
-    }
-    /// The region signatures must name; `cn-hangzhou` unless told otherwise. Goes before buckets.
-    pub fn region(mut self, region: &str) -> Self {
-        self.region = region.into();
-        self
-    }
-    /// A private bucket.
-    pub fn bucket(self, name: &str) -> Self {
-        let region = self.region.clone();
-        self.add_bucket(name, Bucket::new(&region, false))
-    }
-    /// A bucket anyone may read.
-    pub fn public_bucket(self, name: &str) -> Self {
-        let region = self.region.clone();
-        self.add_bucket(name, Bucket::new(&region, true))
-    }
-    /// A bucket of another region: requests are sent away with its endpoint.
-    pub fn foreign_bucket(self, name: &str, region: &str) -> Self {
-        self.add_bucket(name, Bucket::new(region, false))
-    }
-    fn add_bucket(mut self, name: &str, bucket: Bucket) -> Self {
-        let buckets = self.store.buckets.get_mut().expect("nobody else has the lock yet");
-        buckets.insert(name.into(), bucket);
-        self
-    }
-    /// A key pair that may do everything.
-    pub fn credentials(self, id: &str, secret: &str) -> Self {
-        self.add_key(id, secret, None, None, true)
-    }
-    /// A temporary key pair; its token must come with every request.
-    pub fn session(
-        self,
-        id: &str,
-        secret: &str,
-        token: &str,
-        expires: Option<DateTime<Utc>>,
-    ) -> Self {
-        self.add_key(id, secret, Some(token), expires, true)
-    }
-    /// A key pair that may do nothing: a good signature that meets AccessDenied.
-    pub fn powerless(self, id: &str, secret: &str) -> Self {
-        self.add_key(id, secret, None, None, false)
-    }
-    fn add_key(
-        mut self,
-        id: &str,
-        secret: &str,
-        token: Option<&str>,
-        expires: Option<DateTime<Utc>>,
-        allowed: bool,
-    ) -> Self {
-        let credential =
-            Credential { secret: secret.into(), token: token.map(str::to_owned), expires, allowed };
-        let keys = self.store.credentials.get_mut().expect("nobody else has the lock yet");
-        keys.insert(id.into(), credential);
-        self
-    }
-    /// A host that is the service: `<bucket>.<host>` is then a bucket.
-    pub fn endpoint_host(mut self, host: &str) -> Self {
-        self.addressing.endpoints.push(host.into());
-        self
-    }
-    /// A host that is one bucket.
-    pub fn cname(mut self, host: &str, bucket: &str) -> Self {
-        self.addressing.cnames.insert(host.into(), bucket.into());
-        self
-    }
-    /// Waits so long before the first byte of every answer.
-    pub fn ttfb(mut self, time: Duration) -> Self {
-        self.pace.ttfb = time;
-        self
-    }
-    /// Bytes per second of one connection.
-    pub fn per_connection(mut self, bytes_per_second: u64) -> Self {
-        self.pace.bandwidth = Some(bytes_per_second);
-        self
-    }
-    /// Requests per second; those above are answered with 503.
-    pub fn admit(mut self, requests_per_second: u64) -> Self {
-        self.pace.admit = Some(requests_per_second);
-        self
-    }
-    /// A clock so many seconds ahead of the true one (behind it if negative).
-    pub fn clock_ahead(mut self, seconds: i64) -> Self {
-        self.clock = seconds;
-        self
-    }
-    /// Threads that serve; 2 unless told otherwise.
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = threads.max(1);
-        self
-    }
-    /// Whether requests are logged and counted by key; they are unless told otherwise.
-    pub fn log(mut self, on: bool) -> Self {
-        self.log = on;
-        self
-    }
-
-    /// TLS, with a CA made for this run: [`OssServer::ca_pem`].
-    pub fn tls(mut self) -> Self {
-        self.tls = true;
-        self
-    }
-
-    /// Starts the server on threads of its own.
-    pub async fn start(self) -> std::io::Result<OssServer> {
-        self.start_blocking()
-    }
-
-    /// As [`Builder::start`], for callers without a runtime.
-    pub fn start_blocking(self) -> std::io::Result<OssServer> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(self.threads)
-            .thread_name("oss-server")
-            .enable_all()
-            .build()?;
-        let socket = std::net::TcpListener::bind(self.listen)?;
-        socket.set_nonblocking(true)?;
-        let address = socket.local_addr()?;
-        let tls = match self.tls {
-            true => Some(Tls::generate(&self.addressing.names()).map_err(std::io::Error::other)?),
-            false => None,
-        };
-        let server = Arc::new(Server {
-            store: self.store,
-            region: self.region,
-            addressing: self.addressing,
-            faults: Mutex::new(Faults::default()),
-            counters: Arc::new(Counters::new(self.log)),
-            clock: AtomicI64::new(self.clock),
-            pace: Mutex::new(self.pace),
-            admitted: Mutex::new(None),
-            request_ids: AtomicU64::new(0),
-            tls,
-        });
-        let listener = {
-            let _guard = runtime.enter();
-            TcpListener::from_std(socket)?
-        };
-        runtime.spawn(accept(server.clone(), listener));
-        Ok(OssServer { server, address, runtime: Some(runtime) })
-    }
-}
 
 /// A running server; it stops when this is dropped.
 #[derive(Debug)]
@@ -206,6 +25,12 @@ pub struct OssServer {
     address: SocketAddr,
     /// Taken by `drop`, which may run inside another runtime.
     runtime: Option<Runtime>,
+}
+
+impl OssServer {
+    pub(crate) fn new(server: Arc<Server>, address: SocketAddr, runtime: Runtime) -> Self {
+        Self { server, address, runtime: Some(runtime) }
+    }
 }
 
 impl Drop for OssServer {
@@ -340,6 +165,21 @@ impl OssServer {
         if let Some(key) = keys.get_mut(id) {
             key.expires = Some(self.server.now() - TimeDelta::seconds(1));
         }
+    }
+
+    /// How many sets of credentials STS and the metadata service have issued.
+    pub fn issued(&self) -> u64 {
+        self.server.sts.issued()
+    }
+
+    /// Sets how long credentials live that are issued from now on.
+    pub fn set_lifetime(&self, lifetime: TimeDelta) {
+        self.server.sts.config().lifetime = Some(lifetime);
+    }
+
+    /// Sets the OIDC token that STS believes from now on.
+    pub fn set_oidc_token(&self, token: &str) {
+        self.server.sts.config().oidc_token = Some(token.into());
     }
 
     /// Sets how far the server's clock is ahead.

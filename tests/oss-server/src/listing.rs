@@ -53,17 +53,19 @@ pub(crate) fn page(bucket: &Bucket, call: &Call, repeat_token: bool) -> Result<S
         (true, None) => call.query("start-after").unwrap_or("").to_owned(),
         (false, _) => call.query("marker").unwrap_or("").to_owned(),
     };
-    let owner = !v2 || call.query("fetch-owner") == Some("true");
     // A page that ended with a common prefix ended behind all below it; start-after did not.
     let skips = !v2 || token.is_some();
     let folder = delimiter.filter(|d| skips && after.ends_with(d) && after.len() > prefix.len());
     let start = if folder.is_some() { successor(&after) } else { Some(after.clone()) };
-    let page = match start {
-        Some(start) => {
-            Page::collect(bucket, prefix, delimiter, &after, &start, most, encode, owner)
-        }
-        None => Page::default(),
+    let wanted = Wanted {
+        prefix,
+        delimiter,
+        after: &after,
+        most,
+        encode,
+        owner: !v2 || call.query("fetch-owner") == Some("true"),
     };
+    let page = start.map(|start| wanted.collect(bucket, &start)).unwrap_or_default();
 
     let mut out = String::with_capacity(page.contents.len() + page.folders.len() + 1024);
     out.push_str("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListBucketResult>\n");
@@ -113,19 +115,22 @@ struct Page {
     last: String,
 }
 
-impl Page {
-    fn collect(
-        bucket: &Bucket,
-        prefix: &str,
-        delimiter: Option<&str>,
-        after: &str,
-        start: &str,
-        most: usize,
-        encode: bool,
-        owner: bool,
-    ) -> Self {
-        let mut page =
-            Self { contents: String::with_capacity(most.min(MOST) * 280), ..Self::default() };
+/// Which entries a page is to have.
+#[derive(Debug)]
+struct Wanted<'a> {
+    prefix: &'a str,
+    delimiter: Option<&'a str>,
+    /// Behind this key.
+    after: &'a str,
+    most: usize,
+    encode: bool,
+    owner: bool,
+}
+
+impl Wanted<'_> {
+    fn collect(&self, bucket: &Bucket, start: &str) -> Page {
+        let Self { prefix, delimiter, after, most, encode, owner } = *self;
+        let mut page = Page { contents: String::with_capacity(most * 280), ..Page::default() };
         let mut day = Day::default();
         let mut walk = bucket.walk(start.max(prefix));
         while let Some(entry) = walk.next() {
@@ -177,7 +182,7 @@ fn render(
     write(out, "Key", key, encode);
     match entry {
         Entry::Stored(object) => {
-            day.write(out, object.modified.timestamp(), object.modified.timestamp_subsec_millis());
+            day.write(out, object.modified.timestamp());
             write(out, "ETag", &object.etag, false);
             write(out, "Type", object.kind.name(), false);
             number(out, "Size", object.content.len());
@@ -187,7 +192,7 @@ fn render(
             }
         }
         Entry::Generated(object) => {
-            day.write(out, object.modified(), 0);
+            day.write(out, object.modified());
             write(out, "ETag", &object.etag(), false);
             out.push_str("<Type>Multipart</Type>\n");
             number(out, "Size", object.size);
@@ -202,7 +207,7 @@ fn render(
     out.push_str("</Contents>\n");
 }
 
-/// Writes Last-Modified; the calendar is asked once a day, not once a key.
+/// Writes Last-Modified, whose milliseconds are always 000 on OSS; the calendar is asked once a day, not once a key.
 #[derive(Debug, Default)]
 struct Day {
     number: i64,
@@ -210,7 +215,7 @@ struct Day {
 }
 
 impl Day {
-    fn write(&mut self, out: &mut String, seconds: i64, millis: u32) {
+    fn write(&mut self, out: &mut String, seconds: i64) {
         let day = seconds.div_euclid(86_400);
         if self.text.is_empty() || self.number != day {
             let at = DateTime::<Utc>::from_timestamp(day * 86_400, 0).unwrap_or_default();
@@ -221,7 +226,7 @@ impl Day {
         let (hour, minute, second) = (s / 3600, s / 60 % 60, s % 60);
         let written = writeln!(
             out,
-            "<LastModified>{}{hour:02}:{minute:02}:{second:02}.{millis:03}Z</LastModified>",
+            "<LastModified>{}{hour:02}:{minute:02}:{second:02}.000Z</LastModified>",
             self.text
         );
         written.expect("writing to a String does not fail");

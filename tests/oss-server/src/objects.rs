@@ -8,9 +8,10 @@ use bytes::Bytes;
 use crate::body::Payload;
 use crate::error::ApiError;
 use crate::faults::Action;
+use crate::put::PutOptions;
 use crate::reply::Reply;
 use crate::request::{Call, Dialect};
-use crate::store::{Content, Kind, Object, PutOptions, Store};
+use crate::store::{Content, Kind, Object, Store};
 
 /// An object as a GET finds it: itself, or what its link leads to.
 #[derive(Debug)]

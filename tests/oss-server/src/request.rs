@@ -64,6 +64,8 @@ pub enum Operation {
     UploadPart,
     /// `POST ?uploadId`.
     CompleteMultipartUpload,
+    /// `GET ?uploadId`.
+    ListParts,
     /// `DELETE ?uploadId`.
     AbortMultipartUpload,
     /// `POST ?append`.
@@ -83,7 +85,7 @@ pub enum Operation {
 }
 
 /// A request as the handlers see it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Call {
     pub(crate) dialect: Dialect,
     pub(crate) operation: Operation,
@@ -250,7 +252,8 @@ fn operation(call: &Call) -> Operation {
         ("GET", ..) if has("symlink") => GetSymlink,
         ("PUT", ..) if has("symlink") => PutSymlink,
         ("GET" | "HEAD", ..) if has("objectMeta") => GetObjectMeta,
-        ("GET", ..) if has("acl") || has("tagging") || has("uploadId") => Other,
+        ("GET", ..) if has("uploadId") => ListParts,
+        ("GET", ..) if has("acl") || has("tagging") => Other,
         ("GET", ..) => GetObject,
         ("HEAD", ..) => HeadObject,
         ("POST", ..) if has("uploads") => InitiateMultipartUpload,
@@ -283,6 +286,7 @@ fn is_listing(call: &Call) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -24,6 +24,7 @@ use crate::request::{Addressing, Call, Dialect, Operation, parse};
 use crate::sign::Caller;
 use crate::stats::{Counters, Logged};
 use crate::store::{Store, base64};
+use crate::sts::Sts;
 use crate::tls::Tls;
 
 /// What the server does to every request; may be changed while it runs.
@@ -51,6 +52,7 @@ pub(crate) struct Server {
     pub(crate) admitted: Mutex<Option<(Instant, f64)>>,
     pub(crate) request_ids: AtomicU64,
     pub(crate) tls: Option<Tls>,
+    pub(crate) sts: Sts,
 }
 
 impl Server {
@@ -198,7 +200,7 @@ async fn handle(
 
     let result = match instead(&server, &call, &head, &faults, pace.admit) {
         Some(reply) => reply,
-        None => answer(&server, &mut call, body, &faults).await,
+        None => answer(&server, &mut call, body, &faults, &id).await,
     };
     let head_request = call.method == http::Method::HEAD;
     let mut reply = result
@@ -304,9 +306,17 @@ async fn answer(
     call: &mut Call,
     body: Incoming,
     faults: &[Action],
+    id: &str,
 ) -> Result<Reply, ApiError> {
-    if matches!(call.operation, Operation::AssumeRole | Operation::InstanceMetadata) {
-        return Err(ApiError::not_implemented());
+    match call.operation {
+        Operation::AssumeRole => {
+            let body = read(body).await?;
+            return Ok(server.sts.assume_role(&server.store, call, &body, server.now(), id));
+        }
+        Operation::InstanceMetadata => {
+            return Ok(server.sts.metadata(&server.store, call, server.now()));
+        }
+        _ => {}
     }
     let caller = crate::sign::verify(call, &server.store, &server.region, server.now())?;
     if let Caller::Key { id, .. } = &caller {

@@ -158,6 +158,7 @@ impl GeneratedObject {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -1,0 +1,187 @@
+//! Answers that no well-meaning server gives, word for word.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use futures::StreamExt;
+use object_store::GetOptions;
+use ossvp::store::{Class, Connection, StoreError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::support::{Setup, answer, bounded, chain, get, get_range, policy};
+
+/// Answers each request by what `script` makes of its head and its number, then hangs up.
+async fn serve(script: impl Fn(&str, usize) -> String + Send + Sync + 'static) -> Setup {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = Some(format!("http://{}", listener.local_addr().unwrap()));
+    let (script, count) = (Arc::new(script), Arc::new(AtomicUsize::new(0)));
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (script, count) = (script.clone(), count.clone());
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let Ok(byte) = stream.read_u8().await else { return };
+                    head.push(byte);
+                }
+                let head = String::from_utf8(head).unwrap();
+                let answer = script(&head, count.fetch_add(1, Relaxed));
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.shutdown().await;
+            });
+        }
+    });
+    let connection = Connection { endpoint, anonymous: true, ..Connection::default() };
+    let url = "oss://models/".to_owned();
+    Setup { url, connection, env: Default::default(), home: None, policy: policy() }
+}
+
+fn ok(body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+fn page(keys: &[&str], next: Option<&str>) -> String {
+    let entries: String = keys
+        .iter()
+        .map(|key| {
+            format!(
+                "<Contents><Key>{key}</Key><Size>1</Size>\
+                 <LastModified>2024-01-01T00:00:00.000Z</LastModified></Contents>"
+            )
+        })
+        .collect();
+    let next = next.map_or_else(String::new, |token| {
+        format!(
+            "<IsTruncated>true</IsTruncated>\
+             <NextContinuationToken>{token}</NextContinuationToken>"
+        )
+    });
+    ok(&format!("<ListBucketResult>{entries}{next}</ListBucketResult>"))
+}
+
+/// The keys listed, and the error behind them.
+async fn list(setup: Setup) -> (Vec<String>, StoreError) {
+    let mut all: Vec<_> = setup.open().list(None).collect().await;
+    let error = all.pop().unwrap().unwrap_err();
+    (all.into_iter().map(|o| o.unwrap().key.as_str().to_owned()).collect(), error)
+}
+
+#[tokio::test]
+async fn a_listing_out_of_order_says_which_keys() {
+    for second in [page(&["c", "b"], None), page(&["c", "c"], None)] {
+        let setup = serve(move |_, n| match n {
+            0 => page(&["a", "b"], Some("t")),
+            _ => second.clone(),
+        });
+        let (keys, error) = list(setup.await).await;
+        assert_eq!(keys, ["a", "b", "c"]);
+        let StoreError::OutOfOrder { previous, key } = error else { panic!("{error:?}") };
+        assert_eq!(previous.as_str(), "c");
+        assert!(["b", "c"].contains(&key.as_str()));
+    }
+    let setup = serve(|_, n| match n {
+        0 => page(&["m"], Some("t")),
+        _ => page(&["a"], None),
+    });
+    let (keys, error) = list(setup.await).await;
+    assert_eq!(keys, ["m"]);
+    assert!(matches!(error, StoreError::OutOfOrder { .. }), "{error:?}");
+    assert_eq!(error.class(), Class::Transient);
+}
+
+#[tokio::test]
+async fn a_key_outside_the_prefix_is_an_error() {
+    let setup = serve(|_, _| page(&["data/a", "database"], None)).await.prefix("data/");
+    let (keys, error) = list(setup).await;
+    assert_eq!(keys, ["data/a"]);
+    assert!(matches!(error, StoreError::OutsidePrefix { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_listing_that_does_not_end_is_an_error() {
+    let (keys, error) = list(serve(|_, n| page(&[], Some(&format!("t{n}")))).await).await;
+    assert_eq!(keys, [""; 0]);
+    assert!(error.to_string().contains("does not end"), "{error}");
+}
+
+#[tokio::test]
+async fn a_body_without_a_length_is_not_trusted() {
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let error = get(&serve(|_, _| chunked.to_owned()).await.open(), "a").await.unwrap_err();
+    assert!(matches!(error, StoreError::Malformed { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_body_longer_than_its_range_is_an_error() {
+    let chunked = "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-3/10\r\n\
+        Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let source = serve(|_, _| chunked.to_owned()).await.open();
+    let error = get_range(&source, "a", bounded(0, 4)).await.unwrap_err();
+    assert!(error.to_string().contains("longer"), "{error}");
+    assert_eq!(get_range(&source, "a", bounded(0, 5)).await.unwrap_err().class(), Class::Transient);
+}
+
+#[tokio::test]
+async fn a_resumed_body_must_be_of_the_same_size() {
+    let source = serve(|_, n| match n {
+        0 => "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello".to_owned(),
+        _ => "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 5-9/11\r\n\
+              Content-Length: 5\r\n\r\nworld"
+            .to_owned(),
+    });
+    let error = get(&source.await.open(), "a").await.unwrap_err();
+    assert!(matches!(error, StoreError::ChangedMeanwhile { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_body_is_resumed_with_the_headers_of_its_dialect() {
+    let source = serve(|head, n| match n {
+        0 => "HTTP/1.1 200 OK\r\nETag: \"e\"\r\nContent-Length: 10\r\n\r\nhello".to_owned(),
+        _ => {
+            let head = head.to_ascii_lowercase();
+            assert!(head.contains("range: bytes=5-9\r\n"), "{head}");
+            assert!(head.contains("if-match: \"e\"\r\n"), "{head}");
+            assert!(head.contains("x-oss-range-behavior: standard\r\n"), "{head}");
+            "HTTP/1.1 206 Partial Content\r\nETag: \"e\"\r\nContent-Range: bytes 5-9/10\r\n\
+             Content-Length: 5\r\n\r\nworld"
+                .to_owned()
+        }
+    });
+    assert_eq!(get(&source.await.open(), "a").await.unwrap(), "helloworld");
+}
+
+#[tokio::test]
+async fn the_bytes_of_encoded_objects_come_as_they_are() {
+    let source = serve(|head, _| {
+        assert!(!head.to_ascii_lowercase().contains("accept-encoding"), "{head}");
+        "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\n\x1f+raw".to_owned()
+    });
+    assert_eq!(get(&source.await.open(), "a").await.unwrap(), "\x1f+raw");
+}
+
+#[tokio::test]
+async fn what_is_no_http_breaks_the_connection() {
+    let source = serve(|_, _| "SSH-2.0-OpenSSH_9.6\r\n".to_owned()).await.open();
+    let error = get(&source, "a").await.unwrap_err();
+    assert!(matches!(error, StoreError::Broken { .. }), "{error:?}");
+    assert!(!chain(&error).contains('\n'));
+}
+
+#[tokio::test]
+async fn an_answer_from_elsewhere_names_its_region() {
+    let body = "<Error><Code>AuthorizationHeaderMalformed</Code><Message>the region 'us-east-1' is \
+        wrong; expecting 'eu-west-1'</Message><Region>eu-west-1</Region></Error>";
+    let refusal =
+        format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let source = serve(move |_, _| refusal.clone()).await.open();
+    let error = answer(&source, "a", GetOptions::default()).await.unwrap_err();
+    assert!(error.to_string().contains("use region eu-west-1"), "{error}");
+
+    let redirect = "HTTP/1.1 301 Moved Permanently\r\nx-amz-bucket-region: eu-west-1\r\n\
+        Location: https://models.s3.eu-west-1.amazonaws.com/a\r\nContent-Length: 0\r\n\r\n";
+    let source = serve(|_, _| redirect.to_owned()).await.open();
+    let error = get(&source, "a").await.unwrap_err();
+    assert!(error.to_string().contains("use endpoint s3.eu-west-1.amazonaws.com"), "{error}");
+}

@@ -130,15 +130,15 @@ impl Client {
             .await
             .map_err(|error| self.unsent(ask, error))?;
         self.answered.store(true, Ordering::Relaxed);
-        if ask.kind == Kind::Get {
-            self.meter.add_first_byte(sent.elapsed());
-        }
         if response.headers().contains_key("x-oss-qos-delay-time")
             || matches!(response.status().as_u16(), 429 | 503)
         {
             Meter::count(&self.meter.throttled);
         }
         if response.status().is_success() {
+            if ask.kind == Kind::Get {
+                self.meter.add_first_byte(sent.elapsed());
+            }
             return Ok(response);
         }
         Err(self.refusal(ask, response, credential).await)
@@ -401,4 +401,30 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 pub(super) fn is_passing(status: StatusCode) -> bool {
     (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED)
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_of_two_delays_counts() {
+        let now = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
+        let asked = |pairs: &[(&'static str, &'static str)]| {
+            let pair = |(name, value): &(&'static str, &'static str)| {
+                (HeaderName::from_static(name), HeaderValue::from_static(value))
+            };
+            delay(&pairs.iter().map(pair).collect(), now)
+        };
+        let qos = ("x-oss-qos-delay-time", "1500");
+        assert_eq!(asked(&[]), None);
+        assert_eq!(asked(&[qos]), Some(Duration::from_millis(1500)));
+        assert_eq!(asked(&[qos, ("retry-after", "1")]), Some(Duration::from_millis(1500)));
+        assert_eq!(asked(&[qos, ("retry-after", "2")]), Some(Duration::from_secs(2)));
+        let date = ("retry-after", "Tue, 14 Nov 2023 22:13:30 GMT");
+        assert_eq!(asked(&[date]), Some(Duration::from_secs(10)));
+        assert_eq!(asked(&[("retry-after", "Tue, 14 Nov 2023 22:13:10 GMT")]), None);
+        assert_eq!(asked(&[("retry-after", "soon")]), None);
+    }
 }

@@ -156,7 +156,13 @@ impl Credentials {
             return Ok(current);
         }
         Meter::count(&self.meter.credentials);
-        let fetched = Arc::new(self.chain.fetch().await?);
+        let mut fetched = self.chain.fetch().await?;
+        if !fetched.lives(Utc::now(), Duration::ZERO) {
+            // our clock is wrong: they serve until the source refuses them
+            tracing::warn!(expires = ?fetched.expires, "credentials already expired when they came");
+            fetched.expires = None;
+        }
+        let fetched = Arc::new(fetched);
         tracing::debug!(expires = ?fetched.expires, "credentials fetched");
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(fetched.clone());
         Ok(fetched)

@@ -268,6 +268,8 @@ fn guess_region(dialect: Dialect, host: &str) -> Option<String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn settle(
@@ -424,5 +426,21 @@ mod tests {
             list.to_string(),
             "http://127.0.0.1:9/models/?list-type=2&prefix=a%20b%2F%26%3D"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn no_endpoint_makes_it_panic(given in "\\PC{0,20}|[a:/.@\\[\\]?#0-9%-]{0,16}") {
+            let bucket: Bucket = "models".parse().unwrap();
+            for addressing in [Addressing::Auto, Addressing::Virtual, Addressing::Cname] {
+                let settled = Endpoint::settle(
+                    Dialect::Oss, &bucket, Some(&given), Some("cn-x"), addressing, false,
+                );
+                if let Ok(settled) = settled {
+                    let url = settled.url(Some("a b"), &[]).unwrap();
+                    prop_assert!(url.authority().is_some() && url.path().ends_with("/a%20b"));
+                }
+            }
+        }
     }
 }

@@ -467,6 +467,14 @@ impl StoreError {
     }
 }
 
+/// The error that another wraps. An [`std::io::Error`]'s own source skips what it wraps.
+pub(super) fn beneath<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'static)> {
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
+    }
+}
+
 /// The [`StoreError`] inside an error of [`super::Source::objects`], however deep decorators have
 /// wrapped it; an error that holds none becomes the nearest equivalent.
 pub fn explain(error: object_store::Error) -> StoreError {
@@ -475,7 +483,7 @@ pub fn explain(error: object_store::Error) -> StoreError {
         if let Some(found) = inner.downcast_ref::<StoreError>() {
             return found.clone();
         }
-        below = inner.source();
+        below = beneath(inner);
     }
     let file = |path: String, kind: std::io::ErrorKind| StoreError::File {
         path: PathBuf::from(path),
@@ -491,5 +499,59 @@ pub fn explain(error: object_store::Error) -> StoreError {
             StoreError::FileChanged { path: PathBuf::from(path) }
         }
         error => StoreError::Other { source: Arc::new(error) },
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn changed() -> StoreError {
+        StoreError::FileChanged { path: "a".into() }
+    }
+
+    #[test]
+    fn an_error_is_found_however_deep_it_is_wrapped() {
+        let wrap = |source: Box<dyn Error + Send + Sync>| object_store::Error::Generic {
+            store: "cap",
+            source,
+        };
+        let direct = changed().into_object_store("a", Dialect::File);
+        let in_io = std::io::Error::other(changed().into_object_store("a", Dialect::File));
+        for error in [
+            changed().into_object_store("a", Dialect::Oss),
+            wrap(Box::new(direct)),
+            wrap(Box::new(wrap(Box::new(in_io)))),
+        ] {
+            let found = explain(error);
+            assert!(matches!(found, StoreError::FileChanged { .. }), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn errors_of_other_stores_have_a_class() {
+        let cause = || "cause".into();
+        let path = || "a".to_owned();
+        for (error, class) in [
+            (object_store::Error::NotFound { path: path(), source: cause() }, Class::Changed),
+            (object_store::Error::Precondition { path: path(), source: cause() }, Class::Changed),
+            (
+                object_store::Error::PermissionDenied { path: path(), source: cause() },
+                Class::Refused,
+            ),
+            (object_store::Error::Generic { store: "x", source: cause() }, Class::Transient),
+        ] {
+            assert_eq!(explain(error).class(), class);
+        }
+    }
+
+    #[test]
+    fn messages_are_one_line_whatever_the_key() {
+        let subject = Subject {
+            bucket: "models".parse().unwrap(),
+            key: Some(Key::new("a\nb\u{1b}[31m").unwrap()),
+        };
+        assert_eq!(subject.to_string(), r#"object "a\nb\u{1b}[31m" of bucket models"#);
     }
 }

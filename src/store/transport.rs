@@ -30,7 +30,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use super::error::{Cause, StoreError};
+use super::error::{Cause, StoreError, beneath};
 
 /// Idle connections are closed before the source closes them (OSS: after some 60 s), so that no
 /// request is sent into a closing one.
@@ -40,8 +40,9 @@ const IDLE: Duration = Duration::from_secs(30);
 /// and still only 64 MiB for 256 connections. hyper's own default is 408 KiB.
 const READ_BUFFER: usize = 256 * 1024;
 
-/// hyper takes no less; larger than a frame may be, so [`super::body`] cuts frames to size.
-const READ_BUFFER_MIN: usize = 8 * 1024;
+/// The buffer also bounds an answer's headers, of which 8 KiB may be user metadata alone. A smaller
+/// frame is cut by [`super::body`].
+const READ_BUFFER_MIN: usize = 64 * 1024;
 
 /// The time between connection attempts to the addresses of one name (RFC 8305, section 8).
 const HAPPY_EYEBALLS: Duration = Duration::from_millis(250);
@@ -221,11 +222,7 @@ fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
         if let Some(error) = error.downcast_ref::<rustls::Error>() {
             return matches!(error, rustls::Error::InvalidCertificate(_));
         }
-        // an io::Error's source skips the error that it wraps
-        below = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(wrapped) => Some(wrapped as &(dyn Error + 'static)),
-            None => error.source(),
-        };
+        below = beneath(error);
     }
     false
 }

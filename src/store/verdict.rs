@@ -57,6 +57,7 @@ pub(super) fn judge(client: &Client, ask: &Ask, answer: Answer, temporary: bool)
         _ if status == StatusCode::NOT_MODIFIED => {
             Verdict::Final(StoreError::NotModified { subject })
         }
+        _ if is_passing(status) => Verdict::Passing(StoreError::Unavailable { subject, answer }),
         // OSS says AccessDenied and names the endpoint, S3 redirects
         _ if status.is_redirection() || answer.endpoint.is_some() => {
             let right = answer.endpoint.as_deref().map(|endpoint| {
@@ -66,7 +67,6 @@ pub(super) fn judge(client: &Client, ask: &Ask, answer: Answer, temporary: bool)
             let right = right.or_else(|| answer.region.as_ref().map(|r| format!("of region {r}")));
             Verdict::Final(StoreError::WrongEndpoint { bucket, host, right, answer })
         }
-        _ if is_passing(status) => Verdict::Passing(StoreError::Unavailable { subject, answer }),
         _ => Verdict::Final(match status {
             StatusCode::PRECONDITION_FAILED => StoreError::Changed { subject, answer },
             StatusCode::RANGE_NOT_SATISFIABLE => StoreError::NoSuchRange { subject },

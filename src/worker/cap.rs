@@ -11,7 +11,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use governor::middleware::NoOpMiddleware;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
 use object_store::path::Path;
 use object_store::{
     CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
@@ -28,22 +30,17 @@ const SMALLEST_CELL: u64 = 4096;
 /// is twenty times the timer's grain of 1 to 5 ms, so no token is lost to a late wake-up.
 const DEPTH_SECONDS: f64 = 0.1;
 
-/// A bucket of tokens, one for each `cell` bytes.
+/// Tokens, one for each `cell` bytes. Knows no time but that of its clock, and never waits.
 #[derive(Debug)]
-pub struct Cap {
-    limiter: DefaultDirectRateLimiter,
-    clock: DefaultClock,
+struct Bucket<C: Clock> {
+    limiter: RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<C::Instant>>,
+    clock: C,
     cell: u64,
     burst_cells: u32,
-    /// Bytes taken that do not make a whole cell yet. The lock is fair and is held while waiting,
-    /// so connections are served in the order in which they ask, and none starves.
-    odd_bytes: tokio::sync::Mutex<u64>,
-    waited_us: AtomicU64,
 }
 
-impl Cap {
-    /// A full bucket that refills at `rate`.
-    pub fn new(rate: Rate) -> Self {
+impl<C: Clock + Clone> Bucket<C> {
+    fn new(rate: Rate, clock: C) -> Self {
         let rate = rate.bytes_per_second();
         // at least 4,000 ns a cell, also at rates of many GB/s
         let cell = SMALLEST_CELL.max(rate / 250_000);
@@ -53,11 +50,46 @@ impl Cap {
         let quota = Quota::with_period(interval)
             .expect("a cell takes at least 4,000 ns")
             .allow_burst(burst);
+        let limiter = RateLimiter::direct_with_clock(quota, clock.clone());
+        Self { limiter, clock, cell, burst_cells: burst.get() }
+    }
+
+    /// The whole cells that `bytes` more bytes make with the `odd` ones before them.
+    fn cells(&self, odd: &mut u64, bytes: usize) -> u32 {
+        let due = *odd + bytes as u64;
+        *odd = due % self.cell;
+        u32::try_from(due / self.cell).unwrap_or(u32::MAX)
+    }
+
+    /// Takes up to a burst of `cells` off, or says how long it is until that can be.
+    fn admit(&self, cells: &mut u32) -> Result<(), Duration> {
+        let Some(now) = NonZeroU32::new((*cells).min(self.burst_cells)) else { return Ok(()) };
+        match self.limiter.check_n(now) {
+            Ok(Ok(())) => {
+                *cells -= now.get();
+                Ok(())
+            }
+            Ok(Err(not_until)) => Err(not_until.wait_time_from(self.clock.now())),
+            Err(_) => unreachable!("never more than the burst is asked for"),
+        }
+    }
+}
+
+/// A bandwidth cap, shared by all connections.
+#[derive(Debug)]
+pub struct Cap {
+    bucket: Bucket<DefaultClock>,
+    /// Bytes taken that do not make a whole cell yet. The lock is fair and is held while waiting,
+    /// so connections are served in the order in which they ask, and none starves.
+    odd_bytes: tokio::sync::Mutex<u64>,
+    waited_us: AtomicU64,
+}
+
+impl Cap {
+    /// A full bucket that refills at `rate`.
+    pub fn new(rate: Rate) -> Self {
         Self {
-            limiter: RateLimiter::direct(quota),
-            clock: DefaultClock::default(),
-            cell,
-            burst_cells: burst.get(),
+            bucket: Bucket::new(rate, DefaultClock::default()),
             odd_bytes: tokio::sync::Mutex::new(0),
             waited_us: AtomicU64::new(0),
         }
@@ -65,7 +97,8 @@ impl Cap {
 
     /// The most bytes that may pass at once.
     pub fn burst_bytes(&self) -> usize {
-        usize::try_from(u64::from(self.burst_cells) * self.cell).unwrap_or(usize::MAX)
+        let bytes = u64::from(self.bucket.burst_cells) * self.bucket.cell;
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
     /// Seconds that callers spent waiting, summed.
@@ -73,20 +106,14 @@ impl Cap {
         self.waited_us.load(Ordering::Relaxed) as f64 / 1e6
     }
 
-    /// Waits until `bytes` bytes, at most [`Cap::burst_bytes`], may pass.
+    /// Waits until `bytes` bytes may pass.
     pub async fn take(&self, bytes: usize) {
         let asked = Instant::now();
         let mut odd_bytes = self.odd_bytes.lock().await;
-        let due = *odd_bytes + bytes as u64;
-        *odd_bytes = due % self.cell;
-        let mut cells = u32::try_from(due / self.cell).unwrap_or(u32::MAX);
-        while let Some(now) = NonZeroU32::new(cells.min(self.burst_cells)) {
-            match self.limiter.check_n(now) {
-                Ok(Ok(())) => cells -= now.get(),
-                Ok(Err(not_until)) => {
-                    tokio::time::sleep(not_until.wait_time_from(self.clock.now())).await;
-                }
-                Err(_) => unreachable!("never more than the burst is asked for"),
+        let mut cells = self.bucket.cells(&mut odd_bytes, bytes);
+        while cells > 0 {
+            if let Err(wait) = self.bucket.admit(&mut cells) {
+                tokio::time::sleep(wait).await;
             }
         }
         drop(odd_bytes);
@@ -185,5 +212,97 @@ impl ObjectStore for Capped {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.inner.copy_opts(from, to, options).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use governor::clock::FakeRelativeClock;
+
+    /// Takes pieces of `piece` bytes as fast as the bucket lets for `seconds`, with a timer that
+    /// wakes up to `late` after it should; says what passed when, in seconds.
+    fn passed(rate: &str, piece: usize, seconds: f64, late: Duration) -> Vec<(f64, u64)> {
+        let clock = FakeRelativeClock::default();
+        let bucket = Bucket::new(rate.parse().unwrap(), clock.clone());
+        let (mut odd, mut now, mut passed) = (0, Duration::ZERO, Vec::new());
+        while now.as_secs_f64() < seconds {
+            let mut cells = bucket.cells(&mut odd, piece);
+            while cells > 0 {
+                if let Err(wait) = bucket.admit(&mut cells) {
+                    // tokio's timer has a grain of a millisecond and is never early
+                    let wait = wait.max(Duration::from_micros(1)) + late;
+                    clock.advance(wait);
+                    now += wait;
+                }
+            }
+            passed.push((now.as_secs_f64(), piece as u64));
+        }
+        passed
+    }
+
+    fn most_in(passed: &[(f64, u64)], window: f64) -> (u64, u64) {
+        let (mut least, mut most, mut sum, mut first) = (u64::MAX, 0, 0, 0);
+        for (n, (now, bytes)) in passed.iter().enumerate() {
+            sum += bytes;
+            while now - passed[first].0 > window {
+                sum -= passed[first].1;
+                first += 1;
+            }
+            most = most.max(sum);
+            if *now >= 1.0 + window && n + 1 < passed.len() {
+                least = least.min(sum);
+            }
+        }
+        (least, most)
+    }
+
+    #[test]
+    fn the_rate_holds_over_any_five_seconds_and_no_burst_passes_a_quarter_second() {
+        for rate in ["1MB/s", "10MB/s", "187.5MB/s", "300MB/s", "600MB/s", "900MB/s", "1GB/s"] {
+            let bytes = rate.parse::<Rate>().unwrap().bytes_per_second() as f64;
+            for late in [0, 1, 5].map(Duration::from_millis) {
+                let piece = (bytes / 100.0).min(131_072.0) as usize;
+                let passed = passed(rate, piece, 12.0, late);
+                // the first second may use up the full bucket
+                let later: Vec<_> =
+                    passed.iter().copied().filter(|(now, _)| *now > 1.0).collect();
+                let (least, most) = most_in(&later, 5.0);
+                let exact = bytes * 5.0;
+                assert!((most as f64) < exact * 1.03, "{rate} late {late:?}: most {most}");
+                assert!((least as f64) > exact * 0.97, "{rate} late {late:?}: least {least}");
+                // at any instant, no more than a quarter of a second's worth at once
+                let (_, burst) = most_in(&passed, 0.0);
+                assert!((burst as f64) <= bytes * 0.25, "{rate} late {late:?}: burst {burst}");
+            }
+        }
+    }
+
+    #[test]
+    fn odd_bytes_are_not_lost() {
+        let bucket = Bucket::new("1MB/s".parse().unwrap(), FakeRelativeClock::default());
+        let mut odd = 0;
+        let cells: u32 = (0..4096).map(|_| bucket.cells(&mut odd, 3)).sum();
+        assert_eq!((cells, odd), (3, 0));
+    }
+
+    #[tokio::test]
+    async fn connections_are_served_in_the_order_in_which_they_ask() {
+        let cap = Arc::new(Cap::new("1MB/s".parse().unwrap()));
+        cap.take(cap.burst_bytes()).await;
+        let mut waiting = tokio::task::JoinSet::new();
+        for n in 0..8 {
+            let cap = Arc::clone(&cap);
+            waiting.spawn(async move {
+                cap.take(16 << 10).await;
+                n
+            });
+            tokio::task::yield_now().await;
+        }
+        let mut order = Vec::new();
+        while let Some(done) = waiting.join_next().await {
+            order.push(done.unwrap());
+        }
+        assert_eq!(order, (0..8).collect::<Vec<_>>());
     }
 }

@@ -177,8 +177,8 @@ pub(crate) fn seal(mut body: String) -> Vec<u8> {
 /// What [`seal`] was given, or `None` if the line (without its end) does not check.
 pub(crate) fn unseal(line: &[u8]) -> Option<&str> {
     let (body, crc) = std::str::from_utf8(line).ok()?.rsplit_once("\t#")?;
-    let crc = (crc.len() == 8).then(|| u64::from_str_radix(crc, 16).ok())??;
-    (checksum(CrcAlgorithm::Crc32Iscsi, body.as_bytes()) == crc).then_some(body)
+    let found = checksum(CrcAlgorithm::Crc32Iscsi, body.as_bytes());
+    (format!("{found:08x}") == crc).then_some(body)
 }
 
 /// Appends `fields`, escaped and separated by tabs.

@@ -1,9 +1,12 @@
-"""Holds oss-server against the official Python clients of OSS.
+"""Holds oss-server against the official Python clients of OSS, of S3 and of STS.
 
-Usage: official_clients.py ENDPOINT, with the server's key pair in OSS_SERVER_ACCESS_KEY_ID and
-OSS_SERVER_ACCESS_KEY_SECRET. The clients' own signatures, decoding and CRC checks are on.
+Usage: official_clients.py ENDPOINT TLS_ENDPOINT CA, with the servers' key pair in
+OSS_SERVER_ACCESS_KEY_ID and OSS_SERVER_ACCESS_KEY_SECRET. The clients' own signatures, decoding and
+CRC checks are on.
 """
 
+import base64
+import hashlib
 import io
 import json
 import os
@@ -14,10 +17,20 @@ import traceback
 import urllib.request
 from urllib.parse import quote, unquote, urlparse
 
-import alibabacloud_oss_v2 as oss
-import oss2
+import certifi
 
-ENDPOINT = sys.argv[1]
+ENDPOINT, TLS_ENDPOINT, CA = sys.argv[1:]
+# The clients ask certifi or the environment for the roots they trust, some while imported.
+certifi.where = lambda: CA
+os.environ["SSL_CERT_FILE"] = os.environ["REQUESTS_CA_BUNDLE"] = CA
+
+import alibabacloud_oss_v2 as oss
+import boto3
+import botocore
+import oss2
+from alibabacloud_credentials.provider import (EcsRamRoleCredentialsProvider,
+                                               OIDCRoleArnCredentialsProvider)
+
 ID = os.environ["OSS_SERVER_ACCESS_KEY_ID"]
 SECRET = os.environ["OSS_SERVER_ACCESS_KEY_SECRET"]
 REGION = "cn-hangzhou"
@@ -32,14 +45,16 @@ DOTTED = ["a/./b", "a/../b", "../up"]
 results = []
 
 
-def resolve_localhost():
-    """Lets names below localhost resolve, as RFC 6761 says, whatever this host's resolver does."""
+def resolve_here():
+    """Lets names below localhost, and the metadata service's address, lead to the server."""
     plain = socket.getaddrinfo
 
-    def patched(host, *args, **kwargs):
+    def patched(host, port, *args, **kwargs):
         if isinstance(host, str) and host.endswith(".localhost"):
             host = "127.0.0.1"
-        return plain(host, *args, **kwargs)
+        if host == "100.100.100.200":
+            host, port = "127.0.0.1", PORT
+        return plain(host, port, *args, **kwargs)
 
     socket.getaddrinfo = patched
 
@@ -440,6 +455,123 @@ class Old:
         self.bucket.delete_bucket()
 
 
+class S3:
+    """boto3: AWS's signature version 4, path and virtual-host style."""
+
+    def __init__(self, name, bucket, style, endpoint=ENDPOINT):
+        self.name, self.bucket = name, bucket
+        # OSS takes no aws-chunked bodies, which is what checksums in trailers need.
+        config = botocore.config.Config(
+            s3={"addressing_style": style}, signature_version="s3v4",
+            request_checksum_calculation="when_required", retries={"total_max_attempts": 1})
+        self.client = boto3.client(
+            "s3", endpoint_url=endpoint, region_name=REGION, aws_access_key_id=ID,
+            aws_secret_access_key=SECRET, config=config)
+
+    def check(self, operation, run):
+        check(self.name, operation, run)
+
+    def failure(self, status, code, run):
+        def matches(error):
+            found = (error.response["ResponseMetadata"]["HTTPStatusCode"],
+                     error.response["Error"]["Code"])
+            return found == (status, code)
+        raises(botocore.exceptions.ClientError, matches, run)
+
+    def get(self, key, **options):
+        return self.client.get_object(Bucket=self.bucket, Key=key, **options)["Body"].read()
+
+    def put(self, key, **options):
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=body_of(key), **options)
+
+    def run(self):
+        keys = KEYS + DOTTED
+        self.check("create bucket", lambda: self.client.create_bucket(Bucket=self.bucket))
+        self.check("put with odd keys", lambda: [self.put(key) for key in keys])
+        self.check("get with odd keys", lambda: [equal(self.get(k), body_of(k)) for k in keys])
+        self.check("list v2 in pages of 3", lambda: self.list("list_objects_v2", keys))
+        self.check("list v1 in pages of 3", lambda: self.list("list_objects", keys))
+        self.check("head with metadata", self.head)
+        self.check("get a range", self.range)
+        self.check("upload in parts", self.parts)
+        self.check("checksum mode", self.checksum)
+        self.check("NoSuchKey", lambda: self.failure(404, "NoSuchKey", lambda: self.get("none")))
+        self.check("delete", self.delete)
+
+    def list(self, operation, keys):
+        pages = self.client.get_paginator(operation).paginate(
+            Bucket=self.bucket, PaginationConfig={"PageSize": 3})
+        found = [(o["Key"], o["Size"]) for page in pages for o in page["Contents"]]
+        wanted = sorted(keys, key=lambda key: key.encode())
+        equal(found, [(key, len(body_of(key))) for key in wanted])
+
+    def head(self):
+        self.put("meta", Metadata={"colour": "red"}, ContentType="text/x-test")
+        head = self.client.head_object(Bucket=self.bucket, Key="meta")
+        equal((head["Metadata"], head["ContentType"]), ({"colour": "red"}, "text/x-test"))
+
+    def range(self):
+        equal(self.get("plain", Range="bytes=10-19"), body_of("plain")[10:20])
+        self.failure(416, "InvalidRange", lambda: self.get("plain", Range="bytes=1000000-"))
+        self.failure(412, "PreconditionFailed", lambda: self.get("plain", IfMatch='"other"'))
+
+    def parts(self):
+        whole, size = os.urandom(350_000), 100 * 1024
+        names = {"Bucket": self.bucket, "Key": "in parts"}
+        upload = self.client.create_multipart_upload(**names)["UploadId"]
+        parts = []
+        for number, at in enumerate(range(0, len(whole), size), 1):
+            done = self.client.upload_part(
+                **names, UploadId=upload, PartNumber=number, Body=whole[at:at + size])
+            parts.append({"PartNumber": number, "ETag": done["ETag"]})
+        self.client.complete_multipart_upload(
+            **names, UploadId=upload, MultipartUpload={"Parts": parts})
+        equal(self.get("in parts"), whole)
+
+    def checksum(self):
+        # The client checks the body against the checksum it is given.
+        self.put("sum", ChecksumSHA256=base64.b64encode(
+            hashlib.sha256(body_of("sum")).digest()).decode())
+        got = self.client.get_object(Bucket=self.bucket, Key="sum", ChecksumMode="ENABLED")
+        equal(got["Body"].read(), body_of("sum"))
+        equal(got["ChecksumType"], "FULL_OBJECT")
+        flip("sum", 3)
+        got = self.client.get_object(Bucket=self.bucket, Key="sum", ChecksumMode="ENABLED")
+        raises(botocore.exceptions.FlexibleChecksumError, lambda _: True, got["Body"].read)
+
+    def delete(self):
+        self.client.delete_object(Bucket=self.bucket, Key="plain")
+        self.failure(404, "NoSuchKey", lambda: self.get("plain"))
+
+
+def assume_role():
+    """The official STS client's credentials, used over TLS by the official OSS client."""
+    with tempfile.NamedTemporaryFile("w") as token:
+        token.write("jwt")
+        token.flush()
+        issued = OIDCRoleArnCredentialsProvider(
+            role_arn="acs:ram::1:role/r", oidc_provider_arn="acs:ram::1:oidc-provider/p",
+            oidc_token_file_path=token.name, sts_endpoint=urlparse(TLS_ENDPOINT).netloc,
+        ).get_credentials()
+    use_session(issued, TLS_ENDPOINT)
+
+
+def instance_role():
+    use_session(EcsRamRoleCredentialsProvider().get_credentials(), ENDPOINT)
+
+
+def use_session(issued, endpoint):
+    settings = oss.config.load_default()
+    settings.credentials_provider = oss.credentials.StaticCredentialsProvider(
+        issued.get_access_key_id(), issued.get_access_key_secret(), issued.get_security_token())
+    settings.region, settings.endpoint = REGION, endpoint
+    client = oss.Client(settings)
+    client.put_bucket(oss.PutBucketRequest(bucket="session-bucket"))
+    client.put_object(oss.PutObjectRequest(bucket="session-bucket", key="k", body=b"x"))
+    got = client.get_object(oss.GetObjectRequest(bucket="session-bucket", key="k"))
+    equal(got.body.content, b"x")
+
+
 def wrong_secret():
     client = V2("", "plain-bucket", secret="wrong")
     client.failure(403, "SignatureDoesNotMatch", lambda: client.get("k"))
@@ -477,7 +609,7 @@ def retried():
 
 
 def main():
-    resolve_localhost()
+    resolve_here()
     virtual = f"http://oss.localhost:{PORT}"
     V2("oss-v2", "v2-bucket").run()
     V2("oss-v2 virtual-host", "virtual-v2", endpoint=virtual).read_only()
@@ -488,8 +620,12 @@ def main():
     Old("oss2-v4", oss2.ProviderAuthV4(provider), "old-bucket-v4").run()
     Old("oss2-v4 virtual-host", oss2.ProviderAuthV4(provider), "virtual-old",
         endpoint=virtual).run()
-    check("both", "SignatureDoesNotMatch with a wrong secret", wrong_secret)
-    check("both", "InvalidAccessKeyId", unknown_key)
+    S3("boto3 path style", "s3-bucket", "path").run()
+    S3("boto3 virtual-host", "s3-virtual", "virtual", f"http://s3.oss.localhost:{PORT}").run()
+    check("credentials", "AssumeRoleWithOIDC over TLS", assume_role)
+    check("credentials", "instance role", instance_role)
+    check("oss-v2 and oss2", "SignatureDoesNotMatch with a wrong secret", wrong_secret)
+    check("oss2", "InvalidAccessKeyId", unknown_key)
     check("oss-v2", "RequestTimeTooSkewed", skewed_clock)
     check("oss-v2", "retry after 503", retried)
 

@@ -88,6 +88,27 @@ async fn no_progress_ends_it() {
 }
 
 #[tokio::test]
+async fn many_faults_at_once_change_no_byte() {
+    let server = start(server());
+    let body = pattern(SIZE / 4);
+    for index in 0..40 {
+        server.put(BUCKET, &format!("d/{index}"), body.clone());
+    }
+    server.fault(Fault::get_prefix("d/").probability(0.2, 1).reset_after(70_000));
+    server.fault(Fault::get_prefix("d/").probability(0.2, 2).short_body(30_000));
+    server.fault(Fault::get_prefix("d/").probability(0.2, 3).status(503, "ServiceUnavailable"));
+    server.fault(Fault::get_prefix("d/").probability(0.1, 4).ignore_range());
+    server.fault(Fault::get_prefix("d/").probability(0.1, 5).reset_before_headers());
+    // enough that bad luck does not end it
+    let source = Setup::oss(&server).policy(|p| p.attempts = 30).open();
+    let bodies = (0..40).map(async |index| get(&source, &format!("d/{index}")).await.unwrap());
+    for read in futures::future::join_all(bodies).await {
+        assert!(read == body);
+    }
+    assert_eq!(source.meter().bytes.load(Relaxed), 40 * body.len() as u64);
+}
+
+#[tokio::test]
 async fn a_paused_consumer_is_no_stall() {
     let server = start(server());
     // more than the buffers on the way hold

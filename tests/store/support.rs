@@ -169,11 +169,7 @@ pub(crate) fn chain(error: &StoreError) -> String {
 
 /// Bytes that differ from offset to offset.
 pub(crate) fn pattern(len: usize) -> Bytes {
-    (0..len as u64)
-        .flat_map(|i| {
-            (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56).to_le_bytes().into_iter().take(1)
-        })
-        .collect()
+    (0..len as u32).map(|i| (i.wrapping_mul(0x9E37_79B9) >> 24) as u8).collect::<Vec<u8>>().into()
 }
 
 /// Waits until something holds, and fails the test if it does not.

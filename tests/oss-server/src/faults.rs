@@ -23,7 +23,7 @@ pub enum Action {
     },
     /// A TCP reset instead of an answer.
     ResetBeforeHeaders,
-    /// A TCP reset after so many bytes of the body.
+    /// A TCP reset after so many bytes of the body; a client that reads slowly gets fewer.
     ResetAfter(u64),
     /// The connection closed in an orderly way after so many bytes: fewer than Content-Length says.
     ShortBody(u64),

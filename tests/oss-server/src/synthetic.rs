@@ -51,8 +51,8 @@ pub(crate) fn crc64(seed: u64, len: u64) -> u64 {
 pub enum Sizes {
     /// All the same number of bytes.
     Fixed(u64),
-    /// A mixture as training sets have it: of 1,000 objects 800 of 4 to 64 KiB, 150 of 256 KiB
-    /// to 1 MiB, 49 of 1 to 16 MiB, one of 128 MiB.
+    /// A mixture as training sets have it: of 1,000 objects 800 of 4 to 64 KiB, 149 of 256 KiB to
+    /// 1 MiB, 50 of 1 to 16 MiB, one of 128 MiB.
     Mixed,
 }
 

@@ -6,7 +6,7 @@
 //! ossvp a source is a stream of [`Listed`] and an [`object_store::ObjectStore`], so a decorator can
 //! stand between, and tests can bring their own.
 //!
-//! Keys travel through [`object_store::path::Path`] by [`location`] and come back by [`key_at`].
+//! Keys travel through [`object_store::path::Path`] by [`location()`] and come back by [`key_at`].
 
 mod answer;
 mod body;
@@ -21,6 +21,7 @@ mod location;
 mod meter;
 mod objects;
 mod providers;
+mod read_only;
 mod retry;
 mod rrsa;
 mod sign;
@@ -133,7 +134,7 @@ impl Source {
                 return Ok(Self {
                     dialect: Dialect::File,
                     prefix: Prefix::default(),
-                    objects: Arc::new(files.clone()),
+                    objects: Arc::new(read_only::ReadOnly(files.clone())),
                     listing: Listing::Directory(files),
                     meter,
                 });
@@ -171,24 +172,24 @@ impl Source {
             transport,
             policy,
             meter: meter.clone(),
-            max_frame: read_buffer.unwrap_or(usize::MAX).max(1),
+            max_frame: read_buffer.unwrap_or(transport::READ_BUFFER).max(1),
             clock_offset: 0.into(),
             answered: false.into(),
         });
         Ok(Self {
             dialect,
             prefix,
-            objects: Arc::new(objects::Objects(client.clone())),
+            objects: Arc::new(read_only::ReadOnly(objects::Objects(client.clone()))),
             listing: Listing::Bucket(client),
             meter,
         })
     }
 
-    /// The objects under the prefix, in key order, only those strictly behind `after` if given.
+    /// The objects under the prefix, only those strictly behind `after` if given. OSS and most S3
+    /// servers list in key order; nothing here relies on it.
     ///
     /// Streamed page by page: the next page is asked for while the last one is used, and no more.
-    /// A listing that is out of order ends in [`StoreError::OutOfOrder`]. After an error nothing
-    /// follows.
+    /// After an error nothing follows.
     ///
     /// Of a directory: the regular files below it, symlinks followed, keys being their paths
     /// relative to it; also in key order. Empty directories are no objects.
@@ -201,7 +202,7 @@ impl Source {
         }
     }
 
-    /// GET and HEAD of single objects by [`location`]; nothing else is supported.
+    /// GET and HEAD of single objects by [`location()`]; nothing else is supported.
     ///
     /// - a failed request is sent again, and a broken body resumes, as [`RetryPolicy`] says
     /// - [`Stated`] rides in the result's extensions

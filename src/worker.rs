@@ -51,7 +51,7 @@ use fetch::{Fetcher, blocking};
 use inspect::{History, Past};
 use list::Listing;
 use pace::Pace;
-use plan::{Action, Capacity, Demands, Planner};
+use plan::{Action, Capacity, Demands, Needs, Planner};
 use progress::{Counters, Display};
 use report::Watch;
 use sort::SpillFile;
@@ -141,6 +141,11 @@ fn open_source(options: &Options, watch: &Watch) -> Result<Source, Failure> {
 
 fn demands(options: &Options) -> Demands {
     Demands { verify: options.verify, sha256: options.sha256 }
+}
+
+fn needs(options: &Options, capacity: Option<Capacity>) -> Needs {
+    let not_empty = (!options.allow_empty).then(|| options.source.to_string());
+    Needs { demands: demands(options), capacity, not_empty }
 }
 
 /// The marker that stands, if it says everything that is asked for. One that says less is removed:
@@ -246,14 +251,14 @@ async fn fill(
     let _sampling = Aside::spawn(Arc::clone(watch).sample(Arc::clone(&pace)));
     let _checkpoints = Aside::spawn(checkpoints(Arc::clone(&ledger)));
 
-    let listing = list(options, source, &counters, sort_first.then(|| volume.spill())).await?;
+    let sort_first = sort_first.then(|| (volume.spill(), Some(capacity)));
+    let listing = list(options, source, &counters, sort_first).await?;
     let sums = stated_sums(options, source, volume.spill()).await?;
     let planner = Planner::new(
         listing,
         history,
         sums,
-        demands(options),
-        Some(capacity),
+        needs(options, Some(capacity)),
         Some(Arc::clone(volume)),
         Arc::clone(&counters),
     );
@@ -263,9 +268,6 @@ async fn fill(
     let committed = fetcher.carry_out(actions, &pace).await?;
     let listing_digest = planning.finish().await?.listing_digest();
     watch.fetched();
-    if counters.listed_objects.load(Relaxed) == 0 && !options.allow_empty {
-        return Err(Failure::NothingListed(options.source.to_string()));
-    }
     let done = Done { ledger, volume: Arc::clone(volume), listing_digest, started, committed };
     complete(options, watch, &counters, done).await
 }
@@ -275,13 +277,15 @@ async fn list(
     options: &Options,
     source: &Source,
     counters: &Arc<Counters>,
-    sort_first: Option<SpillFile>,
+    sort_first: Option<(SpillFile, Option<Capacity>)>,
 ) -> Result<Listing, Failure> {
     let counters = Arc::clone(counters);
     let filter = Arc::clone(&options.filter);
     match sort_first {
         None => Ok(Listing::streamed(source, options, filter, counters)),
-        Some(spill) => Listing::spooled(source, options, filter, counters, spill).await,
+        Some((spill, capacity)) => {
+            Listing::spooled(source, options, filter, counters, spill, capacity).await
+        }
     }
 }
 
@@ -420,16 +424,15 @@ async fn dry_run(
     })
     .await?;
     let _display = Display::start(options.progress, Arc::clone(&counters));
-    let sort_first = options.plan_first.then(sort::temporary);
+    let sort_first = options.plan_first.then(|| (sort::temporary(), None));
     let listing = list(options, source, &counters, sort_first).await?;
     let sums = stated_sums(options, source, sort::temporary()).await?;
     let mut planner = Planner::new(
         listing,
         history,
         sums,
-        demands(options),
         // the plan says whether it fits; it does not stop there
-        None,
+        needs(options, None),
         None,
         Arc::clone(&counters),
     );
@@ -447,9 +450,6 @@ async fn dry_run(
         }
     }
     watch.listed();
-    if counters.listed_objects.load(Relaxed) == 0 && !options.allow_empty {
-        return Err(Failure::NothingListed(options.source.to_string()));
-    }
     plan.skipped = counters.skipped.load(Relaxed);
     plan.unmappable = counters.unmappable.load(Relaxed);
     if let Some(Capacity { bytes, files }) = capacity {

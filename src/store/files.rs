@@ -17,10 +17,7 @@ use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-};
+use object_store::{GetOptions, GetResult, GetResultPayload, ObjectMeta};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use crate::keys::{Dialect, Key};
@@ -29,7 +26,8 @@ use super::error::{Cause, StoreError};
 use super::listing::Listed;
 use super::location::key_at;
 use super::meter::Meter;
-use super::objects::{Pieces, unsupported};
+use super::objects::{Pieces, resolve};
+use super::read_only::Readable;
 use super::stated::Stated;
 
 /// One read of a file, in bytes: tokio hands each to a thread, which costs some 10 µs, little beside
@@ -107,54 +105,6 @@ impl Files {
     fn file_of(&self, key: &Key) -> Option<PathBuf> {
         let safe = |segment: &str| !matches!(segment, "" | "." | "..") && !segment.contains('\0');
         key.as_str().split('/').all(safe).then(|| self.root.join(key.as_str()))
-    }
-
-    async fn get(&self, path: &Path, options: GetOptions) -> object_store::Result<GetResult> {
-        let into = |error: StoreError| error.into_object_store(path.as_ref(), Dialect::File);
-        let file_path = key_at(path).and_then(|key| self.file_of(&key)).ok_or_else(|| {
-            into(no_file(FilePath::new(path.as_ref()), io::ErrorKind::NotFound.into()))
-        })?;
-        let fail = |error| into(no_file(&file_path, error));
-        let mut file = tokio::fs::File::open(&file_path).await.map_err(fail)?;
-        let metadata = file.metadata().await.map_err(fail)?;
-        if !metadata.is_file() {
-            return Err(fail(io::ErrorKind::NotFound.into()));
-        }
-        let size = metadata.len();
-        let etag = etag(&metadata);
-        let meta = ObjectMeta {
-            location: path.clone(),
-            last_modified: modified(&metadata),
-            size,
-            e_tag: Some(etag.clone()),
-            version: None,
-        };
-        options.check_preconditions(&meta)?;
-        let range = match options.range.as_ref().filter(|_| !options.head) {
-            None => 0..size,
-            Some(GetRange::Bounded(range)) => range.start..range.end.min(size),
-            Some(GetRange::Offset(start)) => *start..size,
-            Some(GetRange::Suffix(length)) => size.saturating_sub(*length)..size,
-        };
-        if range.start > range.end || (range.is_empty() && options.range.is_some()) {
-            return Err(into(StoreError::FileChanged { path: file_path }));
-        }
-        Meter::count(if options.head { &self.meter.head } else { &self.meter.get });
-        let stream = if options.head {
-            futures::stream::empty().boxed()
-        } else {
-            file.seek(io::SeekFrom::Start(range.start)).await.map_err(fail)?;
-            self.pieces(file, file_path, path.to_string(), range.clone())
-        };
-        let mut extensions = object_store::Extensions::new();
-        extensions.insert(Stated { etag: Some(etag), ..Stated::default() });
-        Ok(GetResult {
-            payload: GetResultPayload::Stream(stream),
-            meta,
-            range,
-            attributes: object_store::Attributes::default(),
-            extensions,
-        })
     }
 
     fn pieces(
@@ -306,44 +256,50 @@ fn no_file(path: &FilePath, error: io::Error) -> StoreError {
 }
 
 #[async_trait]
-impl ObjectStore for Files {
-    async fn get_opts(&self, path: &Path, options: GetOptions) -> object_store::Result<GetResult> {
-        self.get(path, options).await
-    }
-
-    async fn put_opts(
-        &self,
-        _: &Path,
-        _: PutPayload,
-        _: PutOptions,
-    ) -> object_store::Result<PutResult> {
-        Err(unsupported("put"))
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        _: &Path,
-        _: PutMultipartOptions,
-    ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        Err(unsupported("put"))
-    }
-
-    fn delete_stream(
-        &self,
-        _: BoxStream<'static, object_store::Result<Path>>,
-    ) -> BoxStream<'static, object_store::Result<Path>> {
-        futures::stream::once(async { Err(unsupported("delete")) }).boxed()
-    }
-
-    fn list(&self, _: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
-        futures::stream::once(async { Err(unsupported("list by path")) }).boxed()
-    }
-
-    async fn list_with_delimiter(&self, _: Option<&Path>) -> object_store::Result<ListResult> {
-        Err(unsupported("list by path"))
-    }
-
-    async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> object_store::Result<()> {
-        Err(unsupported("copy"))
+impl Readable for Files {
+    async fn read(&self, path: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+        let into = |error: StoreError| error.into_object_store(path.as_ref(), Dialect::File);
+        let file_path = key_at(path).and_then(|key| self.file_of(&key)).ok_or_else(|| {
+            into(no_file(FilePath::new(path.as_ref()), io::ErrorKind::NotFound.into()))
+        })?;
+        let fail = |error| into(no_file(&file_path, error));
+        let mut file = tokio::fs::File::open(&file_path).await.map_err(fail)?;
+        let metadata = file.metadata().await.map_err(fail)?;
+        if !metadata.is_file() {
+            return Err(fail(io::ErrorKind::NotFound.into()));
+        }
+        let size = metadata.len();
+        let etag = etag(&metadata);
+        let meta = ObjectMeta {
+            location: path.clone(),
+            last_modified: modified(&metadata),
+            size,
+            e_tag: Some(etag.clone()),
+            version: None,
+        };
+        options.check_preconditions(&meta)?;
+        let range = match options.range.as_ref().filter(|_| !options.head) {
+            None => 0..size,
+            Some(range) => resolve(range, size),
+        };
+        if range.start > range.end || (range.is_empty() && options.range.is_some()) {
+            return Err(into(StoreError::FileChanged { path: file_path }));
+        }
+        Meter::count(if options.head { &self.meter.head } else { &self.meter.get });
+        let stream = if options.head {
+            futures::stream::empty().boxed()
+        } else {
+            file.seek(io::SeekFrom::Start(range.start)).await.map_err(fail)?;
+            self.pieces(file, file_path, path.to_string(), range.clone())
+        };
+        let mut extensions = object_store::Extensions::new();
+        extensions.insert(Stated { etag: Some(etag), ..Stated::default() });
+        Ok(GetResult {
+            payload: GetResultPayload::Stream(stream),
+            meta,
+            range,
+            attributes: object_store::Attributes::default(),
+            extensions,
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! GET and HEAD of single objects, as an [`ObjectStore`].
+//! GET and HEAD of single objects.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,18 +12,17 @@ use http::header::{IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SIN
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 use hyper::body::Incoming;
 use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-};
+use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta};
 
 use crate::keys::{Dialect, Key};
 
 use super::body::Body;
-use super::client::{Ask, Budget, Client, Failure, Kind};
+use super::client::{Ask, Budget, Client, Failure};
 use super::error::StoreError;
 use super::location::key_at;
+use super::read_only::Readable;
 use super::stated::{Stated, content_length, content_range, http_date};
+use super::verdict::Kind;
 
 const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
 const RANGE_BEHAVIOR: HeaderName = HeaderName::from_static("x-oss-range-behavior");
@@ -83,6 +82,15 @@ impl Client {
     }
 }
 
+/// The bytes that a range is of an object of this size; empty or reversed if there are none.
+pub(super) fn resolve(range: &GetRange, size: u64) -> Range<u64> {
+    match range {
+        GetRange::Bounded(bounds) => bounds.start..bounds.end.min(size),
+        GetRange::Offset(start) => *start..size,
+        GetRange::Suffix(length) => size.saturating_sub(*length)..size,
+    }
+}
+
 /// Whether an answer's status and headers fit what was asked for; if not, why.
 fn check(response: Response<Incoming>, wanted: Option<&GetRange>) -> Result<Opened, String> {
     let (parts, body) = response.into_parts();
@@ -99,12 +107,7 @@ fn check(response: Response<Incoming>, wanted: Option<&GetRange>) -> Result<Open
         }
         Some(wanted) => {
             let (range, size) = content_range(&headers).ok_or("206 without a Content-Range")?;
-            let asked = match wanted {
-                GetRange::Bounded(bounds) => bounds.start..bounds.end.min(size),
-                GetRange::Offset(start) => *start..size,
-                GetRange::Suffix(length) => size.saturating_sub(*length)..size,
-            };
-            if range != asked {
+            if range != resolve(wanted, size) {
                 return Err(format!(
                     "the bytes {}-{} for the range {wanted}",
                     range.start,
@@ -192,13 +195,9 @@ fn conditions(options: &GetOptions) -> Vec<(HeaderName, String)> {
     .collect()
 }
 
-pub(super) fn unsupported(operation: &'static str) -> object_store::Error {
-    object_store::Error::NotSupported { source: Box::new(StoreError::Unsupported(operation)) }
-}
-
 #[async_trait]
-impl ObjectStore for Objects {
-    async fn get_opts(&self, path: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+impl Readable for Objects {
+    async fn read(&self, path: &Path, options: GetOptions) -> object_store::Result<GetResult> {
         let into = |error: StoreError| error.into_object_store(path.as_ref(), self.0.dialect);
         let key = key_at(path).ok_or_else(|| {
             into(StoreError::BadKey { reason: format!("{:?} stands for none", path.as_ref()) })
@@ -209,42 +208,6 @@ impl ObjectStore for Objects {
             return Err(into(StoreError::NoSuchRange { subject: self.0.subject(Some(&key)) }));
         }
         self.get(path, &key, options).await.map_err(into)
-    }
-
-    async fn put_opts(
-        &self,
-        _: &Path,
-        _: PutPayload,
-        _: PutOptions,
-    ) -> object_store::Result<PutResult> {
-        Err(unsupported("put"))
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        _: &Path,
-        _: PutMultipartOptions,
-    ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        Err(unsupported("put"))
-    }
-
-    fn delete_stream(
-        &self,
-        _: BoxStream<'static, object_store::Result<Path>>,
-    ) -> BoxStream<'static, object_store::Result<Path>> {
-        futures::stream::once(async { Err(unsupported("delete")) }).boxed()
-    }
-
-    fn list(&self, _: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
-        futures::stream::once(async { Err(unsupported("list by path")) }).boxed()
-    }
-
-    async fn list_with_delimiter(&self, _: Option<&Path>) -> object_store::Result<ListResult> {
-        Err(unsupported("list by path"))
-    }
-
-    async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> object_store::Result<()> {
-        Err(unsupported("copy"))
     }
 }
 

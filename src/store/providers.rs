@@ -18,6 +18,7 @@ use reqsign_core::{Context, Env, FileRead, HttpSend, ProvideCredential};
 
 use crate::keys::Dialect;
 
+use super::answer::clean;
 use super::credentials::Credential;
 use super::error::StoreError;
 use super::rrsa::Rrsa;
@@ -166,7 +167,7 @@ impl Chain {
                 let named = self.env.var("ALIBABA_CLOUD_ECS_METADATA").is_some();
                 if named || self.instance.load(Ordering::Relaxed) {
                     let provider = "the instance's role";
-                    let reason = super::answer::clean(&error.to_string());
+                    let reason = clean(&error.to_string());
                     return Err(StoreError::Credentials { provider, reason, transient: true });
                 }
                 Err(self.nothing(Some("no instance role either".to_owned())))

@@ -9,18 +9,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use http::header::{CONTENT_TYPE, HOST};
-use http::{HeaderValue, Request, Uri};
+use http::{Request, Uri};
 use http_body_util::Full;
 use reqsign_core::Env;
 use serde::Deserialize;
 
 use super::answer::clean;
-use super::client::{chain, is_passing};
+use super::client::chain;
 use super::credentials::Credential;
 use super::error::StoreError;
 use super::providers::set;
 use super::sign::encode;
 use super::transport::{SendError, Transport, read_body};
+use super::verdict::{is_passing, is_throttling};
 
 const PROVIDER: &str = "RRSA";
 
@@ -122,14 +123,12 @@ impl Rrsa {
         let host = at.authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
         let body: Vec<String> =
             form.iter().map(|(name, value)| format!("{name}={}", encode(value, false))).collect();
-        let mut request = Request::post(at).body(Full::new(Bytes::from(body.join("&"))));
-        let request = request.as_mut().map_err(|_| refuse("STS cannot be asked".to_owned()))?;
-        let headers = request.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        if let Ok(host) = HeaderValue::from_str(&host) {
-            headers.insert(HOST, host);
-        }
-        let sent = self.transport.send(request.clone(), self.timeout).await;
+        let request = Request::post(at)
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(HOST, &host)
+            .body(Full::new(Bytes::from(body.join("&"))))
+            .map_err(|_| refuse(format!("{host} cannot be asked")))?;
+        let sent = self.transport.send(request, self.timeout).await;
         let response = sent.map_err(|error| match error {
             SendError::Late => passing(format!("no answer from {host}")),
             SendError::Certificate(cause) => {
@@ -157,7 +156,7 @@ impl Rrsa {
             "{host} refused AssumeRoleWithOIDC ({} {code}: {message}, request id {request_id})",
             status.as_u16()
         ));
-        let later = is_passing(status) || code.starts_with("Throttling");
+        let later = is_passing(status) || is_throttling(&code);
         Err(if later { passing(reason) } else { refuse(reason) })
     }
 }

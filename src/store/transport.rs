@@ -38,7 +38,7 @@ const IDLE: Duration = Duration::from_secs(30);
 
 /// The default for the size of one body frame: 256 KiB is a few hundred system calls a gigabyte,
 /// and still only 64 MiB for 256 connections. hyper's own default is 408 KiB.
-const READ_BUFFER: usize = 256 * 1024;
+pub(super) const READ_BUFFER: usize = 256 * 1024;
 
 /// The buffer also bounds an answer's headers, of which 8 KiB may be user metadata alone. A smaller
 /// frame is cut by [`super::body`].

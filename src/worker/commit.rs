@@ -336,8 +336,13 @@ impl Ledger {
         let reader = self.volume.open_own(MANIFEST, OFlags::RDONLY)?;
         let mut lines = Lines::new(reader)?;
         let mut digest = Sha256::new();
+        let removed = self.counters.removed_objects.load(Relaxed) > 0;
         while let Some((_, line)) = lines.next()? {
             digest.update(lines.raw());
+            if let (true, Line::Directory { path, .. }) = (removed, &line) {
+                // it may have gone as the empty parent of the last file that was removed from it
+                self.volume.make_directory(path)?;
+            }
             if let (Some(sums), Line::File(record)) = (&mut sums, &line)
                 && let Some(sha256) = &record.sha256
             {

@@ -353,9 +353,11 @@ impl Fetcher {
 
     async fn part(self: &Arc<Self>, large: Arc<Large>, index: usize) -> Result<Done, Failure> {
         let range = large.range(index);
-        let kept = {
+        let kept = if large.is_noted(index) {
             let large = Arc::clone(&large);
             blocking(move || large.kept_part(index)).await?
+        } else {
+            None
         };
         let (digests, fresh) = match kept {
             Some(digests) => {

@@ -13,6 +13,7 @@ use super::failure::Failure;
 use super::layout::{Layout, Place};
 use super::manifest::hex;
 use super::options::{Filter, Options};
+use super::plan::Capacity;
 use super::progress::Counters;
 use super::sort::{Sorted, Sorter, SpillFile};
 use crate::handoff::ShardOf;
@@ -99,13 +100,14 @@ impl Listing {
     }
 
     /// The listing read to its end first, and sorted: for sources in no order, and for planning
-    /// before the first fetch.
+    /// before the first fetch. Every key is placed, and all must fit `capacity`.
     pub(crate) async fn spooled(
         source: &Source,
         options: &Options,
         filter: Arc<Filter>,
         counters: Arc<Counters>,
         spill: SpillFile,
+        capacity: Option<Capacity>,
     ) -> Result<Self, Failure> {
         let mut listed = source.list(None);
         let mut sorter = Sorter::new(spill);
@@ -114,7 +116,19 @@ impl Listing {
             sorter.push(object.key.as_str().as_bytes(), &packed(&object)).map_err(spool_failed)?;
         }
         let sorted = sorter.finish().map_err(spool_failed)?;
-        Ok(Self::new(Raw::Spooled(sorted), options, filter, counters))
+        let rehearsed = Arc::<Counters>::default();
+        let mut rehearsal =
+            Self::new(Raw::Spooled(sorted), options, Arc::clone(&filter), Arc::clone(&rehearsed));
+        while rehearsal.next().await?.is_some() {
+            if let Some(capacity) = capacity {
+                capacity.takes(&rehearsed)?;
+            }
+        }
+        let mut raw = rehearsal.raw;
+        if let Raw::Spooled(sorted) = &mut raw {
+            sorted.rewind().map_err(spool_failed)?;
+        }
+        Ok(Self::new(raw, options, filter, counters))
     }
 
     async fn next_listed(&mut self) -> Result<Option<Listed>, Failure> {
@@ -150,17 +164,21 @@ impl Listing {
     fn place(&mut self, listed: Listed) -> Result<Option<Entry>, Failure> {
         let Listed { key, size, etag, modified, symlink, archived } = listed;
         self.digest_in(&key, size, etag.as_deref());
-        self.counters.listed_objects.fetch_add(1, Relaxed);
-        self.counters.listed_bytes.fetch_add(size, Relaxed);
         let target = match self.layout.place(&key, size)? {
             Place::Root => return Ok(None),
-            Place::Nowhere(reason) => {
+            Place::Nowhere(reason) => Err(reason),
+            Place::File(path) => Ok(Target::File(path)),
+            Place::Directory(path) => Ok(Target::Directory(path)),
+        };
+        self.counters.listed_objects.fetch_add(1, Relaxed);
+        self.counters.listed_bytes.fetch_add(size, Relaxed);
+        let target = match target {
+            Ok(target) => target,
+            Err(reason) => {
                 tracing::debug!(%key, reason, "key left out");
                 self.counters.unmappable.fetch_add(1, Relaxed);
                 return Ok(None);
             }
-            Place::File(path) => Target::File(path),
-            Place::Directory(path) => Target::Directory(path),
         };
         let (Target::File(path) | Target::Directory(path)) = &target;
         if !self.filter.takes(path.as_str()) {

@@ -14,8 +14,8 @@ use super::sums::Sums;
 use super::volume::Volume;
 use crate::handoff::{Checked, VerifyMode};
 
-/// How far a file's time may be off before it counts as touched: file systems keep times in
-/// steps of up to two seconds (FAT).
+/// How far a time in whole seconds may be off before its file counts as touched: some file systems
+/// keep times in steps of one second, FAT of two.
 const TIME_STEP_MS: i64 = 2000;
 
 /// One thing to do.
@@ -96,6 +96,24 @@ pub(crate) struct Capacity {
     pub(crate) files: Option<u64>,
 }
 
+impl Capacity {
+    /// Whether what is wanted so far fits.
+    pub(crate) fn takes(self, counters: &Counters) -> Result<(), Failure> {
+        let Self { bytes, files } = self;
+        let wanted_bytes = counters.wanted_bytes.load(Relaxed);
+        let wanted_files = counters.wanted_objects.load(Relaxed);
+        if wanted_bytes > bytes {
+            return Err(Failure::TooSmall { needed: wanted_bytes, what: "bytes", holds: bytes });
+        }
+        match files {
+            Some(files) if wanted_files > files => {
+                Err(Failure::TooSmall { needed: wanted_files, what: "files", holds: files })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Merges listing and history.
 #[derive(Debug)]
 pub(crate) struct Planner {
@@ -104,11 +122,20 @@ pub(crate) struct Planner {
     history: History,
     held: Option<Held>,
     sums: Sums,
-    demands: Demands,
-    capacity: Option<Capacity>,
+    needs: Needs,
     volume: Option<Arc<Volume>>,
     counters: Arc<Counters>,
     started: bool,
+}
+
+/// What the plan must meet as a whole.
+#[derive(Debug)]
+pub(crate) struct Needs {
+    pub(crate) demands: Demands,
+    /// Where it must fit.
+    pub(crate) capacity: Option<Capacity>,
+    /// The source, if it must not be empty.
+    pub(crate) not_empty: Option<String>,
 }
 
 impl Planner {
@@ -116,8 +143,7 @@ impl Planner {
         listing: Listing,
         history: History,
         sums: Sums,
-        demands: Demands,
-        capacity: Option<Capacity>,
+        needs: Needs,
         volume: Option<Arc<Volume>>,
         counters: Arc<Counters>,
     ) -> Self {
@@ -127,8 +153,7 @@ impl Planner {
             history,
             held: None,
             sums,
-            demands,
-            capacity,
+            needs,
             volume,
             counters,
             started: false,
@@ -143,6 +168,11 @@ impl Planner {
         if !self.started {
             self.started = true;
             self.listed = self.listing.next().await?;
+            // before anything is removed that an empty listing does not have
+            let empty = self.listed.is_none() && self.counters.listed_objects.load(Relaxed) == 0;
+            if let (true, Some(source)) = (empty, &self.needs.not_empty) {
+                return Err(Failure::NothingListed(source.clone()));
+            }
             self.held = self.history.next()?;
         }
         let order = match (&self.listed, &self.held) {
@@ -167,7 +197,7 @@ impl Planner {
             Some(Held::File { record, .. }) if !self.untouched(&record)? => None,
             held => held,
         };
-        Ok(Some(decide(entry, held, self.demands)))
+        Ok(Some(decide(entry, held, self.needs.demands)))
     }
 
     fn take_held(&mut self) -> Result<Option<Held>, Failure> {
@@ -179,26 +209,16 @@ impl Planner {
     fn untouched(&self, record: &FileRecord) -> Result<bool, Failure> {
         let Some(volume) = &self.volume else { return Ok(true) };
         let Some(stat) = volume.stat(&record.path)? else { return Ok(false) };
-        let modified_ms = stat.st_mtime as i64 * 1000 + stat.st_mtime_nsec as i64 / 1_000_000;
+        let ns = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec);
+        let recorded_ns = i128::from(record.modified_ms) * 1_000_000;
+        let coarse = stat.st_mtime_nsec == 0
+            && (ns - recorded_ns).abs() <= i128::from(TIME_STEP_MS) * 1_000_000;
         let regular = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
-        Ok(regular
-            && stat.st_size as u64 == record.size
-            && (modified_ms - record.modified_ms).abs() <= TIME_STEP_MS)
+        Ok(regular && stat.st_size as u64 == record.size && (ns == recorded_ns || coarse))
     }
 
     fn check_room(&self) -> Result<(), Failure> {
-        let Some(Capacity { bytes, files }) = self.capacity else { return Ok(()) };
-        let wanted_bytes = self.counters.wanted_bytes.load(Relaxed);
-        let wanted_files = self.counters.wanted_objects.load(Relaxed);
-        if wanted_bytes > bytes {
-            return Err(Failure::TooSmall { needed: wanted_bytes, what: "bytes", holds: bytes });
-        }
-        match files {
-            Some(files) if wanted_files > files => {
-                Err(Failure::TooSmall { needed: wanted_files, what: "files", holds: files })
-            }
-            _ => Ok(()),
-        }
+        self.needs.capacity.map_or(Ok(()), |capacity| capacity.takes(&self.counters))
     }
 
     /// The digest of the whole listing, once [`Planner::next`] has said everything.

@@ -126,24 +126,32 @@ impl Sorter {
             return Ok(Sorted::Memory { arena: self.arena, index: self.index, next: 0 });
         }
         self.write_run()?;
-        self.arena = Vec::new();
         let file = self.file.take().ok_or_else(|| io::Error::other("no file behind the runs"))?;
-        let mut readers: Vec<RunReader> =
-            self.runs.iter().map(|(at, end)| RunReader::new(*at, *end)).collect();
-        let mut heap = BinaryHeap::with_capacity(readers.len());
-        for (n, reader) in readers.iter_mut().enumerate() {
-            if let Some((key, value)) = reader.next(&file)? {
-                heap.push(Reverse((key, n, value)));
-            }
-        }
-        Ok(Sorted::Runs { file, readers, heap })
+        let (readers, heap) = merged(&file, &self.runs)?;
+        Ok(Sorted::Runs { file, runs: self.runs, readers, heap })
     }
 }
+
+/// Readers of all runs, and the first record of each.
+fn merged(file: &File, runs: &[(u64, u64)]) -> io::Result<(Vec<RunReader>, Heap)> {
+    let mut readers: Vec<RunReader> =
+        runs.iter().map(|(at, end)| RunReader::new(*at, *end)).collect();
+    let mut heap = BinaryHeap::with_capacity(readers.len());
+    for (n, reader) in readers.iter_mut().enumerate() {
+        if let Some((key, value)) = reader.next(file)? {
+            heap.push(Reverse((key, n, value)));
+        }
+    }
+    Ok((readers, heap))
+}
+
+/// The next record of each run: key, run, value.
+type Heap = BinaryHeap<Reverse<(Vec<u8>, usize, Vec<u8>)>>;
 
 /// The records, by key.
 pub(crate) enum Sorted {
     Memory { arena: Vec<u8>, index: Vec<Slot>, next: usize },
-    Runs { file: File, readers: Vec<RunReader>, heap: BinaryHeap<Reverse<(Vec<u8>, usize, Vec<u8>)>> },
+    Runs { file: File, runs: Vec<(u64, u64)>, readers: Vec<RunReader>, heap: Heap },
 }
 
 impl std::fmt::Debug for Sorted {
@@ -153,6 +161,17 @@ impl std::fmt::Debug for Sorted {
 }
 
 impl Sorted {
+    /// Goes back to the first record.
+    pub(crate) fn rewind(&mut self) -> io::Result<()> {
+        match self {
+            Self::Memory { next, .. } => *next = 0,
+            Self::Runs { file, runs, readers, heap } => {
+                (*readers, *heap) = merged(file, runs)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The next record: key and value.
     #[allow(clippy::type_complexity, reason = "a key and a value, nothing worth a name")]
     pub(crate) fn next(&mut self) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
@@ -164,7 +183,7 @@ impl Sorted {
                 let end = middle + slot.value as usize;
                 Ok(Some((arena[slot.at..middle].to_vec(), arena[middle..end].to_vec())))
             }
-            Self::Runs { file, readers, heap } => {
+            Self::Runs { file, readers, heap, .. } => {
                 let Some(Reverse((key, n, value))) = heap.pop() else { return Ok(None) };
                 if let Some((key, value)) = readers[n].next(file)? {
                     heap.push(Reverse((key, n, value)));
@@ -245,10 +264,14 @@ mod tests {
             let mut sorted = sorter.finish()?;
             let mut expected = records;
             expected.sort_by(|a, b| a.0.cmp(&b.0));
-            for record in expected {
-                prop_assert_eq!(sorted.next()?, Some(record));
+            for _ in 0..2 {
+                for record in &expected {
+                    let found = sorted.next()?;
+                    prop_assert_eq!(found.as_ref(), Some(record));
+                }
+                prop_assert_eq!(sorted.next()?, None);
+                sorted.rewind()?;
             }
-            prop_assert_eq!(sorted.next()?, None);
         }
     }
 }

@@ -186,7 +186,10 @@ impl Volume {
             Ok(()) | Err(Errno::EXIST) => {}
             // an existing directory on a read-only file system answers ROFS: the next call tells
             Err(Errno::ROFS | Errno::ACCESS) if path.is_dir() => {}
-            Err(errno) => return Err(failed("make the volume's directory", shown)(errno)),
+            Err(errno) => {
+                let action = "make the volume's directory (its parent must exist)";
+                return Err(failed(action, shown)(errno));
+            }
         }
         // the root itself may be named through symlinks: the user chose it
         let root =
@@ -279,16 +282,26 @@ impl Volume {
         self.directories.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Runs `call` with the descriptor of the directory that holds `path`, and its name there.
+    /// Runs `call` with the descriptor of the directory that holds `path`, made where missing, and
+    /// its name there. A directory may go while it is empty, when files that are no longer listed
+    /// are removed beside a file that is about to come: then it is made again.
     fn beside<T>(
         &self,
         path: &VolumePath,
-        call: impl FnOnce(BorrowedFd<'_>, &str) -> Result<T, VolumeError>,
+        call: impl Fn(BorrowedFd<'_>, &str) -> Result<T, Errno>,
     ) -> Result<T, VolumeError> {
-        match path.parent() {
-            None => call(self.root.as_fd(), path.name()),
-            parent => call(self.directory(parent)?.as_fd(), path.name()),
+        const TRIES: u32 = 16;
+        for _ in 1..TRIES {
+            let done = match path.parent() {
+                None => call(self.root.as_fd(), path.name()),
+                parent => call(self.directory(parent)?.as_fd(), path.name()),
+            };
+            match done {
+                Err(Errno::NOENT) => self.forget_directories(),
+                done => return done.map_err(failed("name", path.as_str())),
+            }
         }
+        Err(failed("name", path.as_str())(Errno::NOENT))
     }
 
     /// As [`Volume::beside`], but makes nothing: `None` where the directory does not exist.
@@ -339,7 +352,9 @@ impl Volume {
     pub(crate) fn remove(&self, path: &VolumePath, directory: bool) -> Result<(), VolumeError> {
         let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         let gone = self.beside_existing(path, |at, name| fs::unlinkat(at, name, flags));
-        self.forget_directories();
+        if directory && gone.is_ok() {
+            self.forget_directories();
+        }
         match gone {
             Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) if directory => Ok(()),
@@ -432,19 +447,20 @@ impl Volume {
             match moved {
                 Ok(()) => Ok(Published::New),
                 Err(Errno::EXIST) => Ok(Published::Exists),
-                Err(errno) => Err(failed("name", path.as_str())(errno)),
+                Err(errno) => Err(errno),
             }
         })
     }
 
     /// Gives the staged file `name` its own name, in place of a file that has it.
     pub(crate) fn replace(&self, name: &str, path: &VolumePath) -> Result<(), VolumeError> {
-        self.beside(path, |at, own_name| match fs::renameat(self.staged(), name, at, own_name) {
-            Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
-                Err(in_the_way(at, own_name, path.as_str(), "a file"))
+        match self.beside(path, |at, own_name| fs::renameat(self.staged(), name, at, own_name)) {
+            Err(VolumeError::Call { source: Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST, .. }) => {
+                let found = "a directory";
+                Err(VolumeError::InTheWay { path: path.to_string(), found, wanted: "a file" })
             }
-            other => other.map_err(failed("name", path.as_str())),
-        })
+            other => other,
+        }
     }
 
     /// Removes the staged file `name`, if it exists.

@@ -18,6 +18,9 @@ use crate::store::{Content, Object};
 /// The most handed to hyper at once.
 const FRAME: u64 = 1 << 20;
 
+/// hyper flushes what it has while a body is pending: so long it takes at most to leave.
+const FLUSH: Duration = Duration::from_millis(20);
+
 /// What takes a connection out of hyper's hands.
 #[derive(Debug)]
 pub(crate) enum Seize {
@@ -99,7 +102,8 @@ pub(crate) struct Payload {
     then: Option<Seize>,
     connection: Option<Arc<Connection>>,
     counters: Option<Arc<Counters>>,
-    in_flight: Option<InFlight>,
+    /// Held until the body is dropped.
+    _in_flight: Option<InFlight>,
 }
 
 impl Payload {
@@ -124,7 +128,7 @@ impl Payload {
             then: None,
             connection: None,
             counters: None,
-            in_flight: None,
+            _in_flight: None,
         }
     }
 
@@ -143,7 +147,7 @@ impl Payload {
         self.plan = plan;
         self.connection = Some(connection);
         self.counters = Some(counters);
-        self.in_flight = Some(in_flight);
+        self._in_flight = Some(in_flight);
         self
     }
 
@@ -185,8 +189,6 @@ impl Body for Payload {
                 this.wait = Some(Box::pin(sleep_until(Instant::now() + pause)));
                 continue;
             }
-            // hyper flushes what it has while the body is pending: the pause lets it leave.
-            const FLUSH: Duration = Duration::from_millis(20);
             if let Some((at, cut)) = this.plan.cut
                 && at == this.sent
             {
@@ -199,15 +201,6 @@ impl Body for Payload {
             }
             let end = this.len + this.plan.extra;
             if this.sent == end {
-                this.in_flight = None;
-                let Some(bytes) = this.plan.trailing.take() else { return Poll::Ready(None) };
-                let Some(connection) = this.connection.clone() else {
-                    return Poll::Ready(None);
-                };
-                tokio::spawn(async move {
-                    tokio::time::sleep(FLUSH).await;
-                    connection.seize(Seize::Trail(bytes));
-                });
                 return Poll::Ready(None);
             }
             let mut max = this.next_stop(end).min(this.sent + FRAME) - this.sent;
@@ -240,6 +233,15 @@ impl Body for Payload {
             this.sent = range.end;
             if let (Some(counters), Source::Object(..)) = (&this.counters, &this.source) {
                 counters.bytes.fetch_add(bytes.len() as u64, Relaxed);
+            }
+            // hyper does not ask again for a body that has its whole length.
+            if let (true, Some(trailing), Some(connection)) =
+                (this.sent == end, this.plan.trailing, this.connection.clone())
+            {
+                tokio::spawn(async move {
+                    tokio::time::sleep(FLUSH).await;
+                    connection.seize(Seize::Trail(trailing));
+                });
             }
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }

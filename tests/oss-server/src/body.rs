@@ -50,6 +50,10 @@ impl Connection {
         (Arc::new(Self { seize, due: Mutex::new(Instant::now()), bandwidth }), receiver)
     }
 
+    fn due(&self) -> std::sync::MutexGuard<'_, Instant> {
+        self.due.lock().expect("no panic while the lock is held")
+    }
+
     pub(crate) fn seize(&self, how: Seize) {
         if let Some(sender) = self.seize.lock().expect("no panic while the lock is held").take() {
             // The connection may have ended by itself already.
@@ -204,26 +208,28 @@ impl Body for Payload {
                 return Poll::Ready(None);
             }
             let mut max = this.next_stop(end).min(this.sent + FRAME) - this.sent;
-            if let Some((connection, bandwidth)) =
-                this.connection.as_ref().and_then(|c| Some((c.clone(), c.bandwidth?)))
-            {
+            let pace = this.connection.clone().and_then(|c| Some((c.bandwidth?, c)));
+            if let Some((bandwidth, connection)) = &pace {
                 max = max.min((bandwidth / 100).clamp(1024, FRAME));
-                let mut due = connection.due.lock().expect("no panic while the lock is held");
-                let now = Instant::now();
+                let due = *connection.due();
                 // A timer ticks in milliseconds: being a little ahead keeps the mean rate right.
-                if *due > now + Duration::from_millis(2) {
-                    this.wait = Some(Box::pin(sleep_until(*due)));
+                if due > Instant::now() + Duration::from_millis(2) {
+                    this.wait = Some(Box::pin(sleep_until(due)));
                     continue;
                 }
-                let earliest = now.checked_sub(Duration::from_millis(20)).unwrap_or(now);
-                *due = (*due).max(earliest)
-                    + Duration::from_secs_f64(max as f64 / bandwidth.max(1) as f64);
             }
             let mut bytes = if this.sent < this.len {
                 this.source.slice(this.sent, max.min(this.len - this.sent))
             } else {
                 Bytes::from(vec![b' '; max as usize])
             };
+            if let Some((bandwidth, connection)) = &pace {
+                let mut due = connection.due();
+                let now = Instant::now();
+                let earliest = now.checked_sub(Duration::from_millis(20)).unwrap_or(now);
+                let seconds = bytes.len() as f64 / (*bandwidth).max(1) as f64;
+                *due = (*due).max(earliest) + Duration::from_secs_f64(seconds);
+            }
             let range = this.sent..this.sent + bytes.len() as u64;
             for flip in this.plan.flips.iter().filter(|at| range.contains(at)) {
                 let mut flipped = BytesMut::from(&bytes[..]);

@@ -100,9 +100,11 @@ fn main() {
         let mean = bytes as f64 / (SECONDS - WARM_UP);
         let (least, most) = extremes(&steady, 5.0);
         let deviation = |bytes: u64| (bytes as f64 / 5.0 / asked - 1.0) * 100.0;
-        let worst = [least, most].map(deviation).into_iter().max_by(|a, b| a.abs().total_cmp(&b.abs()));
+        let worst =
+            [least, most].map(deviation).into_iter().max_by(|a, b| a.abs().total_cmp(&b.abs()));
         let (_, burst) = extremes(&passed, 0.25);
-        let first: u64 = passed.iter().take_while(|(at, _)| *at < 0.25).map(|(_, bytes)| bytes).sum();
+        let first: u64 =
+            passed.iter().take_while(|(at, _)| *at < 0.25).map(|(_, bytes)| bytes).sum();
         println!(
             "{rate:>6}  {:>9.3}%  {:>9.3}%   {:>9.3} s      {:>9.3} s",
             (mean / asked - 1.0) * 100.0,

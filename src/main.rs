@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use ossvp::cli::{Cli, Command, LogArgs};
-use ossvp::handoff::{ByteSize, ExitCode, Outcome, PopulateArgs, VerifyArgs};
+use ossvp::handoff::{ExitCode, Outcome, PopulateArgs, VerifyArgs};
 use ossvp::telemetry;
 use ossvp::worker::{self, Ended, Options, Stop};
 use tokio::signal::unix::{SignalKind, signal};
@@ -128,7 +128,7 @@ fn show(ended: &Ended) {
             marker.bytes,
             tally.verified(),
         );
-        let rate = ByteSize::new(marker.bytes_per_s / 1_000_000 * 1_000_000);
+        let rate = indicatif::DecimalBytes(marker.bytes_per_s);
         let seconds = ended.figures.seconds;
         let _ = match ended.already_complete {
             true => writeln!(std::io::stderr(), "ossvp: {line}"),

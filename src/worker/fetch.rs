@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use futures::StreamExt;
 use object_store::{GetOptions, GetRange, GetResult, ObjectStore};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::commit::{Committed, Finished, Ledger, digests_of, read_digests};
@@ -28,6 +28,10 @@ use crate::handoff::{Checked, Direct, VerifyMode};
 use crate::keys::{Dialect, VolumePath};
 use crate::store::{Source, Stated, explain, location};
 
+/// Parts that may write past the page cache at once. Each holds a buffer of 1 MiB, and that many
+/// writes keep any one device busy.
+const DIRECT_PARTS: usize = 32;
+
 /// How often an object is fetched before its checksum is taken to be really wrong.
 const ATTEMPTS: u32 = 3;
 
@@ -42,6 +46,7 @@ pub(crate) struct Fetcher {
     counters: Arc<Counters>,
     options: Arc<Options>,
     demands: Demands,
+    direct: Semaphore,
     names: AtomicU64,
 }
 
@@ -89,6 +94,7 @@ impl Fetcher {
             counters: Arc::clone(counters),
             options: Arc::clone(options),
             demands,
+            direct: Semaphore::new(DIRECT_PARTS),
             names: AtomicU64::new(0),
         })
     }
@@ -368,6 +374,12 @@ impl Fetcher {
                 (digests, false)
             }
             None => {
+                let staged = large.staged()?;
+                let _buffer = if staged.is_direct() {
+                    Some(self.direct.acquire().await.expect("the semaphore is never closed"))
+                } else {
+                    None
+                };
                 let options = GetOptions {
                     if_match: large.etag().map(str::to_owned),
                     range: Some(GetRange::Bounded(range.clone())),
@@ -376,7 +388,6 @@ impl Fetcher {
                 let (answer, stated) = self.get(large.entry(), options).await?;
                 same_size(large.entry(), answer.meta.size)?;
                 large.state(stated);
-                let staged = large.staged()?;
                 (self.receive(answer, &staged, range.start, self.part_digests()).await?, true)
             }
         };

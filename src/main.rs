@@ -9,8 +9,8 @@ use std::time::Duration;
 use clap::Parser;
 use ossvp::cli::{Cli, Command, LogArgs};
 use ossvp::handoff::{ByteSize, ExitCode, Outcome, PopulateArgs, VerifyArgs};
-use ossvp::worker::{self, Ended, Options, Stop};
 use ossvp::telemetry;
+use ossvp::worker::{self, Ended, Options, Stop};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 

@@ -185,11 +185,11 @@ impl Source {
         })
     }
 
-    /// The objects under the prefix, in key order, only those strictly behind `after` if given.
+    /// The objects under the prefix, only those strictly behind `after` if given. OSS and most S3
+    /// servers list in key order; nothing here relies on it.
     ///
     /// Streamed page by page: the next page is asked for while the last one is used, and no more.
-    /// A listing that is out of order ends in [`StoreError::OutOfOrder`]. After an error nothing
-    /// follows.
+    /// After an error nothing follows.
     ///
     /// Of a directory: the regular files below it, symlinks followed, keys being their paths
     /// relative to it; also in key order. Empty directories are no objects.

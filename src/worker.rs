@@ -19,10 +19,12 @@ pub mod layout;
 mod list;
 mod manifest;
 mod options;
+mod own;
 mod pace;
 mod plan;
 mod progress;
 mod report;
+mod shards;
 mod sort;
 mod sums;
 mod verify;
@@ -37,7 +39,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::handoff::{ExitCode, MARKER_VERSION, Marker, Plan, VerifyMode};
+use crate::handoff::{ExitCode, MARKER_VERSION, Marker, Plan, ShardOf, VerifyMode};
 use crate::store::Source;
 
 pub use audit::{Audit, audit};
@@ -50,8 +52,9 @@ use commit::{Committed, Ledger};
 use fetch::{Fetcher, blocking};
 use inspect::{History, Past};
 use list::Listing;
+use own::Own;
 use pace::Pace;
-use plan::{Action, Capacity, Demands, Planner};
+use plan::{Action, Capacity, Demands, Needs, Planner};
 use progress::{Counters, Display};
 use report::Watch;
 use sort::SpillFile;
@@ -112,18 +115,28 @@ async fn perform(options: &Arc<Options>, watch: &Arc<Watch>) -> Result<Success, 
     let Some(path) = options.volume.clone() else {
         return Err(Failure::Unexpected("a volume is needed".to_owned()));
     };
-    let volume = blocking(move || Ok(Arc::new(Volume::open(&path)?))).await?;
-    if let Some(marker) = standing(options, &volume)? {
+    let shard = options.shard;
+    let volume = blocking(move || Ok(Arc::new(Volume::open(&path, shard)?))).await?;
+    if let Some(marker) = standing(options, volume.base())? {
         return Ok(Success::AlreadyComplete(Box::new(marker)));
     }
-    match fill(options, watch, &source, &volume, options.plan_first).await {
-        Err(Failure::OutOfOrder { previous, key }) if !options.plan_first => {
-            tracing::warn!(%previous, %key, "listing out of order: sorting it first");
-            fill(options, watch, &source, &volume, true).await
-        }
-        filled => filled,
-    }
-    .map(|marker| Success::Filled(Box::new(marker)))
+    let marker = match standing(options, volume.own())? {
+        Some(marker) => marker,
+        None => match fill(options, watch, &source, &volume, options.plan_first).await {
+            Err(Failure::OutOfOrder { previous, key }) if !options.plan_first => {
+                tracing::warn!(%previous, %key, "listing out of order: sorting it first");
+                fill(options, watch, &source, &volume, true).await?
+            }
+            filled => filled?,
+        },
+    };
+    let whole = if options.shard == ShardOf::WHOLE {
+        None
+    } else {
+        let (volume, marker) = (Arc::clone(&volume), marker.clone());
+        blocking(move || shards::join(&volume, &marker)).await?
+    };
+    Ok(Success::Filled(Box::new(whole.unwrap_or(marker))))
 }
 
 fn open_source(options: &Options, watch: &Watch) -> Result<Source, Failure> {
@@ -143,19 +156,24 @@ fn demands(options: &Options) -> Demands {
     Demands { verify: options.verify, sha256: options.sha256 }
 }
 
+fn needs(options: &Options, capacity: Option<Capacity>) -> Needs {
+    let not_empty = (!options.allow_empty).then(|| options.source.to_string());
+    Needs { demands: demands(options), capacity, not_empty }
+}
+
 /// The marker that stands, if it says everything that is asked for. One that says less is removed:
 /// what is missing will be done.
-fn standing(options: &Options, volume: &Volume) -> Result<Option<Marker>, Failure> {
-    let marker = match inspect::marker(volume) {
+fn standing(options: &Options, own: &Own) -> Result<Option<Marker>, Failure> {
+    let marker = match inspect::marker(own) {
         Ok(Some(marker)) => marker,
         Ok(None) => return Ok(None),
         Err(Failure::Version { .. }) if options.force => {
-            volume.remove_own(inspect::MARKER)?;
+            own.remove(inspect::MARKER)?;
             return Ok(None);
         }
         Err(failure) => return Err(failure),
     };
-    let same = marker.source == options.identity && marker.shard == options.shard;
+    let same = marker.source == options.identity;
     if !same && !options.force {
         return Err(Failure::Foreign {
             partial: false,
@@ -171,14 +189,14 @@ fn standing(options: &Options, volume: &Volume) -> Result<Option<Marker>, Failur
     if same && verified && (marker.sha256 || !options.sha256) && !options.force {
         return Ok(Some(marker));
     }
-    volume.remove_own(inspect::MARKER)?;
+    own.remove(inspect::MARKER)?;
     Ok(None)
 }
 
 /// What earlier runs of the same source left. Another source's files are removed with `--force`,
 /// else they are an error.
 fn remaining(options: &Options, volume: &Arc<Volume>, boot: &str) -> Result<History, Failure> {
-    let past = match inspect::past(volume, boot, volume.spill()) {
+    let past = match inspect::past(volume, boot, volume.own().spill()) {
         Ok(Some(past)) => past,
         Ok(None) => return Ok(History::none()),
         Err(Failure::Version { .. }) if options.force => return Ok(History::none()),
@@ -206,7 +224,7 @@ fn remaining(options: &Options, volume: &Arc<Volume>, boot: &str) -> Result<Hist
             inspect::Held::Directory { path, .. } => volume.remove(&path, true)?,
         }
     }
-    volume.remove_own(inspect::MANIFEST)?;
+    volume.own().remove(inspect::MANIFEST)?;
     volume.clean_staged(|_| false)?;
     Ok(History::none())
 }
@@ -248,27 +266,22 @@ async fn fill(
     let _sampling = Aside::spawn(Arc::clone(watch).sample(Arc::clone(&pace)));
     let _checkpoints = Aside::spawn(checkpoints(Arc::clone(&ledger)));
 
-    let sort_first = sort_first.then(|| (volume.spill(), Some(capacity)));
+    let sort_first = sort_first.then(|| (volume.own().spill(), Some(capacity)));
     let listing = list(options, source, &counters, sort_first).await?;
-    let sums = stated_sums(options, source, volume.spill()).await?;
+    let sums = stated_sums(options, source, volume.own().spill()).await?;
     let planner = Planner::new(
         listing,
         history,
         sums,
-        demands(options),
-        Some(capacity),
+        needs(options, Some(capacity)),
         Some(Arc::clone(volume)),
         Arc::clone(&counters),
     );
     let (planning, actions) = plan_ahead(planner, Arc::clone(watch));
-    let fetcher =
-        Fetcher::new(source, volume, &ledger, &counters, options, demands(options));
+    let fetcher = Fetcher::new(source, volume, &ledger, &counters, options, demands(options));
     let committed = fetcher.carry_out(actions, &pace).await?;
     let listing_digest = planning.finish().await?.listing_digest();
     watch.fetched();
-    if counters.listed_objects.load(Relaxed) == 0 && !options.allow_empty {
-        return Err(Failure::NothingListed(options.source.to_string()));
-    }
     let done = Done { ledger, volume: Arc::clone(volume), listing_digest, started, committed };
     complete(options, watch, &counters, done).await
 }
@@ -401,6 +414,7 @@ async fn complete(
             manifest_sha256,
             listing_digest,
             shard: options.shard,
+            shards: 1,
             started: started.to_rfc3339(),
             finished: finished.to_rfc3339(),
             bytes_per_s: (counters.fetched_bytes.load(Relaxed) as f64 / seconds) as u64,
@@ -432,9 +446,8 @@ async fn dry_run(
         listing,
         history,
         sums,
-        demands(options),
         // the plan says whether it fits; it does not stop there
-        None,
+        needs(options, None),
         None,
         Arc::clone(&counters),
     );
@@ -452,9 +465,6 @@ async fn dry_run(
         }
     }
     watch.listed();
-    if counters.listed_objects.load(Relaxed) == 0 && !options.allow_empty {
-        return Err(Failure::NothingListed(options.source.to_string()));
-    }
     plan.skipped = counters.skipped.load(Relaxed);
     plan.unmappable = counters.unmappable.load(Relaxed);
     if let Some(Capacity { bytes, files }) = capacity {
@@ -473,7 +483,7 @@ fn what_is_there(options: &Options) -> Result<(History, Option<Capacity>), Failu
             Some(Past { identity, history }) if identity == options.identity => history,
             Some(Past { identity, .. }) if !options.force => {
                 return Err(Failure::Foreign {
-                    partial: inspect::marker(&volume)?.is_none(),
+                    partial: inspect::marker(volume.base())?.is_none(),
                     held: identity.to_string(),
                     asked: options.identity.to_string(),
                 });
@@ -487,6 +497,7 @@ fn what_is_there(options: &Options) -> Result<(History, Option<Capacity>), Failu
     let there = [Some(path.as_path()), path.parent()].into_iter().flatten();
     let there = there.map(|at| if at.as_os_str().is_empty() { ".".as_ref() } else { at });
     let room = there.filter_map(|at| std::fs::File::open(at).ok()).map(volume::room).next();
-    let capacity = room.transpose()?.map(|room| Capacity { bytes: room.available, files: room.files });
+    let capacity =
+        room.transpose()?.map(|room| Capacity { bytes: room.available, files: room.files });
     Ok((History::none(), capacity))
 }

@@ -99,7 +99,8 @@ fn verify_names_every_difference() {
     std::fs::write(place.volume().join("new"), "written by a workload").unwrap();
 
     let ran = ossvp().arg("verify").arg(place.volume()).run().ended(6);
-    let mut lines: Vec<_> = ran.stdout.lines().map(|line| line.split(':').next().unwrap()).collect();
+    let mut lines: Vec<_> =
+        ran.stdout.lines().map(|line| line.split(':').next().unwrap()).collect();
     lines.sort_unstable();
     assert_eq!(lines, ["\"changed\"", "\"directory\"", "\"gone\"", "\"short\""]);
     assert!(ran.stderr.contains("1 files and 12 bytes"), "{}", ran.stderr);

@@ -44,9 +44,7 @@ fn committed_files_are_not_fetched_again_after_a_kill() {
     let source = "oss://bucket/data/";
     let child = start(populate(&server, source, &place.volume()).args(["--concurrency", "2"]));
     // one of two connections hangs; the other goes on to the end
-    wait_until("39 files", || {
-        place.volume().exists() && files(&place.volume()).len() == 39
-    });
+    wait_until("39 files", || place.volume().exists() && files(&place.volume()).len() == 39);
     kill(child);
     assert!(!place.volume().join(".ossvp/complete.json").exists());
     assert!(!place.volume().join("30").exists(), "a file that is not whole has no name");
@@ -67,10 +65,12 @@ fn stop_inside_a_large_object(server: &OssServer, volume: &Path, direct: &str) -
     server.put(BUCKET, "data/large", body.clone());
     // the tenth part hangs
     server.fault(Fault::get("data/large").range_start(9 << 20).stall_forever_after(1000));
-    let child = start(
-        populate(server, "oss://bucket/data/", volume)
-            .args(["--part-size", "1MiB", "--direct", direct]),
-    );
+    let child = start(populate(server, "oss://bucket/data/", volume).args([
+        "--part-size",
+        "1MiB",
+        "--direct",
+        direct,
+    ]));
     wait_until("nine parts", || lines_of_parts(volume) == 9);
     kill(child);
     server.clear_faults();
@@ -101,10 +101,8 @@ fn a_kept_part_that_lost_bytes_is_fetched_again() {
     let place = Place::new();
     let body = stop_inside_a_large_object(&server, &place.volume(), "off");
     let staged = std::fs::read_dir(place.volume().join(".ossvp/staged")).unwrap();
-    let staged = staged
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.extension().is_none())
-        .unwrap();
+    let staged =
+        staged.map(|entry| entry.unwrap().path()).find(|path| path.extension().is_none()).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(staged).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &[0; 100], 2 << 20).unwrap();
     drop(file);
@@ -259,9 +257,8 @@ fn a_plan_first_fetches_nothing_unless_everything_maps() {
         server.put(BUCKET, &format!("data/{n:04}"), "x");
     }
     server.put(BUCKET, "data/z//z", "x");
-    let run = |more: &[&str]| {
-        populate(&server, "oss://bucket/data/", &place.volume()).args(more).run()
-    };
+    let run =
+        |more: &[&str]| populate(&server, "oss://bucket/data/", &place.volume()).args(more).run();
     run(&["--plan-first"]).ended(8).says("data/z//z");
     assert_eq!(files(&place.volume()).len(), 0);
     run(&["--plan-first", "--exclude", "z/**"]).ended(0);
@@ -283,4 +280,31 @@ fn without_a_plan_what_comes_before_an_unmappable_key_may_be_committed() {
     let figures = ran.report().figures;
     assert!(figures.objects_kept <= kept as u64, "{figures:?}");
     assert_eq!(figures.objects_kept + figures.objects_fetched, 2000);
+}
+
+#[test]
+fn a_placeholder_outlives_the_last_file_that_was_removed_from_it() {
+    let server = server();
+    let place = Place::new();
+    server.put(BUCKET, "data/dir/", "");
+    server.put(BUCKET, "data/dir/old", "x");
+    filled_without_marker(&server, &place.volume());
+    server.delete(BUCKET, "data/dir/old");
+    populate(&server, "oss://bucket/data/", &place.volume()).run().ended(0);
+    let names: Vec<_> = support::tree(&place.volume()).into_keys().collect();
+    assert_eq!(names, ["dir/"]);
+}
+
+#[test]
+fn an_empty_listing_removes_nothing() {
+    let server = server();
+    let place = Place::new();
+    server.put(BUCKET, "data/a", "a");
+    filled_without_marker(&server, &place.volume());
+    server.delete(BUCKET, "data/a");
+    server.put(BUCKET, "data/", "");
+    populate(&server, "oss://bucket/data/", &place.volume()).run().ended(3).says("nothing under");
+    assert_eq!(files(&place.volume()).len(), 1);
+    populate(&server, "oss://bucket/data/", &place.volume()).arg("--allow-empty").run().ended(0);
+    assert_eq!(files(&place.volume()).len(), 0);
 }

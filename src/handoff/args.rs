@@ -97,7 +97,8 @@ impl ShardOf {
 impl FromStr for ShardOf {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        let parts =
+            text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         match parts {
             Some((index, count)) if index < count && count <= Self::MOST => {
                 Ok(Self { index, count })
@@ -162,13 +163,23 @@ pub struct PopulateArgs {
 
     /// Take only objects whose path in the volume matches a glob (* stops at /, ** does not);
     /// repeatable, newline-separated in the environment
-    #[arg(long, env = "OSSVP_INCLUDE", help_heading = "Selection", value_name = "GLOB",
-          value_delimiter = '\n')]
+    #[arg(
+        long,
+        env = "OSSVP_INCLUDE",
+        help_heading = "Selection",
+        value_name = "GLOB",
+        value_delimiter = '\n'
+    )]
     pub include: Vec<String>,
 
     /// Leave out objects whose path in the volume matches a glob; wins over --include
-    #[arg(long, env = "OSSVP_EXCLUDE", help_heading = "Selection", value_name = "GLOB",
-          value_delimiter = '\n')]
+    #[arg(
+        long,
+        env = "OSSVP_EXCLUDE",
+        help_heading = "Selection",
+        value_name = "GLOB",
+        value_delimiter = '\n'
+    )]
     pub exclude: Vec<String>,
 
     /// What becomes of a key that is no safe path

@@ -105,6 +105,19 @@ impl Tally {
         } += 1;
     }
 
+    /// Counts what `other` counted.
+    pub fn add(&mut self, other: &Self) {
+        let Self { crc64, crc64nvme, crc32c, crc32, sha256, md5, unverified, off } = other;
+        self.crc64 += crc64;
+        self.crc64nvme += crc64nvme;
+        self.crc32c += crc32c;
+        self.crc32 += crc32;
+        self.sha256 += sha256;
+        self.md5 += md5;
+        self.unverified += unverified;
+        self.off += off;
+    }
+
     /// Objects whose bytes were compared with a checksum of the source.
     pub fn verified(&self) -> u64 {
         let Self { crc64, crc64nvme, crc32c, crc32, sha256, md5, unverified: _, off: _ } = *self;
@@ -133,12 +146,16 @@ pub struct Marker {
     pub verified: Tally,
     /// Whether `.ossvp/SHA256SUMS` was written.
     pub sha256: bool,
-    /// SHA-256 of `.ossvp/manifest`, 64 hex digits.
+    /// SHA-256 of the manifest, 64 hex digits; of several manifests, that of their digests' digits
+    /// in the shards' order.
     pub manifest_sha256: String,
     /// SHA-256 over the listing (key, size, ETag of every object, in order), 64 hex digits.
     pub listing_digest: String,
     /// Which share of the objects this marker speaks of.
     pub shard: ShardOf,
+    /// How many workers' manifests stand behind it: one in `.ossvp`, or, of a whole volume that
+    /// was filled in shares, one in each `.ossvp/shard-I-of-N`.
+    pub shards: u32,
     /// Start of the run that finished the volume (RFC 3339).
     pub started: String,
     /// When the volume was complete and synced (RFC 3339).

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use http::header::{AUTHORIZATION, HOST, USER_AGENT};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -23,18 +23,13 @@ use super::retry::{Attempts, RetryPolicy};
 use super::sign::{self, UNSIGNED_PAYLOAD, Unsigned};
 use super::stated::http_date;
 use super::transport::{BodyError, SendError, Transport, read_body};
-use super::verdict::{Verdict, judge};
+use super::verdict::{Asked, Kind, Verdict, is_throttling, judge};
 
 /// The longest body of a refusal that is read; OSS's have some 500 bytes.
 const MAX_REFUSAL: usize = 64 * 1024;
 
-/// What a request is for; it decides method, counter and permission.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    List,
-    Get,
-    Head,
-}
+/// How long OSS wants to be left alone, in milliseconds.
+const QOS_DELAY: &str = "x-oss-qos-delay-time";
 
 /// A request before it is signed.
 #[derive(Debug, Clone)]
@@ -130,14 +125,12 @@ impl Client {
             .await
             .map_err(|error| self.unsent(ask, error))?;
         self.answered.store(true, Ordering::Relaxed);
-        if response.headers().contains_key("x-oss-qos-delay-time")
-            || matches!(response.status().as_u16(), 429 | 503)
-        {
-            Meter::count(&self.meter.throttled);
-        }
         if response.status().is_success() {
             if ask.kind == Kind::Get {
                 self.meter.add_first_byte(sent.elapsed());
+            }
+            if response.headers().contains_key(QOS_DELAY) {
+                Meter::count(&self.meter.throttled);
             }
             return Ok(response);
         }
@@ -357,8 +350,22 @@ impl Client {
         let body = read_body(body, MAX_REFUSAL, self.policy.stall_timeout).await;
         let answer = Answer::read(parts.status, &parts.headers, &body.unwrap_or_default());
         let asked = delay(&parts.headers, Utc::now());
+        if parts.headers.contains_key(QOS_DELAY)
+            || matches!(answer.status, 429 | 503)
+            || is_throttling(answer.code())
+        {
+            Meter::count(&self.meter.throttled);
+        }
         let temporary = credential.as_ref().is_some_and(|credential| credential.token.is_some());
-        match judge(self, ask, answer, temporary) {
+        let asked_for = Asked {
+            dialect: self.dialect,
+            kind: ask.kind,
+            subject: self.subject(ask.key.as_ref()),
+            host: self.endpoint.host(),
+            region: self.endpoint.region(),
+            temporary,
+        };
+        match judge(asked_for, answer) {
             Verdict::Passing(error) => Failure::Passing { error, asked },
             Verdict::Final(error) => Failure::Final(error),
             Verdict::Clock(error) => match http_date(&parts.headers, "date") {
@@ -395,12 +402,6 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         below = error.source();
     }
     line
-}
-
-/// Whether a status is one that a later attempt may not get.
-pub(super) fn is_passing(status: StatusCode) -> bool {
-    (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED)
-        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
 
 #[cfg(test)]

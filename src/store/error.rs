@@ -293,14 +293,6 @@ pub enum StoreError {
         /// What is wrong.
         reason: String,
     },
-    /// A listing whose keys do not grow.
-    #[error("the listing is out of order: {key} comes after {previous}")]
-    OutOfOrder {
-        /// The key before.
-        previous: Key,
-        /// The key that should have come earlier, or comes twice.
-        key: Key,
-    },
     /// A listing with a key that was not asked for.
     #[error("the listing holds {key}, which does not begin with {prefix:?}")]
     OutsidePrefix {
@@ -415,7 +407,6 @@ impl StoreError {
             | Self::Stalled { .. }
             | Self::Unavailable { .. }
             | Self::Malformed { .. }
-            | Self::OutOfOrder { .. }
             | Self::OutsidePrefix { .. }
             | Self::Other { .. } => Class::Transient,
             Self::File { source, .. } => {

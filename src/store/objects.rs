@@ -17,11 +17,12 @@ use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta
 use crate::keys::{Dialect, Key};
 
 use super::body::Body;
-use super::client::{Ask, Budget, Client, Failure, Kind};
+use super::client::{Ask, Budget, Client, Failure};
 use super::error::StoreError;
 use super::location::key_at;
 use super::read_only::Readable;
 use super::stated::{Stated, content_length, content_range, http_date};
+use super::verdict::Kind;
 
 const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
 const RANGE_BEHAVIOR: HeaderName = HeaderName::from_static("x-oss-range-behavior");

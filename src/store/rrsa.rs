@@ -15,12 +15,13 @@ use reqsign_core::Env;
 use serde::Deserialize;
 
 use super::answer::clean;
-use super::client::{chain, is_passing};
+use super::client::chain;
 use super::credentials::Credential;
 use super::error::StoreError;
 use super::providers::set;
 use super::sign::encode;
 use super::transport::{SendError, Transport, read_body};
+use super::verdict::{is_passing, is_throttling};
 
 const PROVIDER: &str = "RRSA";
 
@@ -155,7 +156,7 @@ impl Rrsa {
             "{host} refused AssumeRoleWithOIDC ({} {code}: {message}, request id {request_id})",
             status.as_u16()
         ));
-        let later = is_passing(status) || code.starts_with("Throttling");
+        let later = is_passing(status) || is_throttling(&code);
         Err(if later { passing(reason) } else { refuse(reason) })
     }
 }

@@ -1,5 +1,6 @@
 //! `ossvp verify`: reads a filled volume again and compares it with its manifest.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -11,13 +12,11 @@ use super::inspect::{self, Lines, MANIFEST};
 use super::manifest::{FileRecord, Line, hex};
 use super::verify::{Digests, Wanted};
 use super::volume::Volume;
-use crate::handoff::{ExitCode, Marker};
+use crate::handoff::{ExitCode, ShardOf};
 
 /// What was found.
 #[derive(Debug)]
 pub struct Audit {
-    /// What the volume says of itself.
-    pub marker: Marker,
     /// Files that are as they were committed.
     pub intact: u64,
     /// Their bytes.
@@ -41,54 +40,73 @@ impl Audit {
 pub fn audit(path: &Path, differs: &(dyn Fn(&str) + Sync)) -> Result<Audit, Failure> {
     let incomplete = || Failure::NoMarker(path.to_owned());
     let volume = Volume::look(path)?.ok_or_else(incomplete)?;
-    let marker = inspect::marker(&volume)?.ok_or_else(incomplete)?;
-    let mut audit = Audit { marker, intact: 0, bytes: 0, differences: 0 };
-
-    let manifest = volume.read_own(MANIFEST)?;
-    let Some(manifest) = manifest else {
-        differs("the manifest is missing");
-        audit.differences = 1;
-        return Ok(audit);
+    let marker = inspect::marker(volume.base())?.ok_or_else(incomplete)?;
+    let mut audit = Audit { intact: 0, bytes: 0, differences: 0 };
+    let mut digests = Vec::new();
+    for index in 0..marker.shards {
+        let own = volume.base().shard(ShardOf { index, count: marker.shards })?;
+        match own.map_or(Ok(None), |own| own.read(MANIFEST))? {
+            Some(manifest) => digests.push(audit.read(&volume, manifest, differs)?),
+            None => digests.push("missing".to_owned()),
+        }
+    }
+    let named = match digests.as_slice() {
+        [digest] => *digest == marker.manifest_sha256,
+        several => hex(&Sha256::digest(several.concat())) == marker.manifest_sha256,
     };
-    let records = Mutex::new(Records { lines: Lines::new(manifest)?, digest: Sha256::new() });
-    let found = Mutex::new((0, 0, 0));
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let results: Vec<Result<(), Failure>> = std::thread::scope(|scope| {
-        let work = || -> Result<(), Failure> {
-            while let Some(line) = lock(&records).next()? {
-                let difference = compare(&volume, &line)?;
-                let mut found = lock(&found);
-                match (&difference, &line) {
-                    (Some(difference), _) => {
-                        found.2 += 1;
-                        differs(difference);
-                    }
-                    (None, Line::File(record)) => {
-                        found.0 += 1;
-                        found.1 += record.size;
-                    }
-                    (None, _) => {}
-                }
-            }
-            Ok(())
-        };
-        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        let joined = threads.into_iter().map(|thread| {
-            let panicked = |_| Failure::Unexpected("a thread of verify panicked".to_owned());
-            thread.join().map_err(panicked).flatten()
-        });
-        joined.collect()
-    });
-    results.into_iter().collect::<Result<(), Failure>>()?;
-
-    let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    (audit.intact, audit.bytes, audit.differences) = found;
-    let records = records.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if hex(&records.digest.finalize()) != audit.marker.manifest_sha256 {
+    if !named {
         differs("the manifest is not the one that the marker names");
         audit.differences += 1;
     }
     Ok(audit)
+}
+
+impl Audit {
+    /// Compares everything that one manifest records; the manifest's SHA-256.
+    fn read(
+        &mut self,
+        volume: &Volume,
+        manifest: File,
+        differs: &(dyn Fn(&str) + Sync),
+    ) -> Result<String, Failure> {
+        let records = Mutex::new(Records { lines: Lines::new(manifest)?, digest: Sha256::new() });
+        let found = Mutex::new((0, 0, 0));
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        let results: Vec<Result<(), Failure>> = std::thread::scope(|scope| {
+            let work = || -> Result<(), Failure> {
+                while let Some(line) = lock(&records).next()? {
+                    let difference = compare(volume, &line)?;
+                    let mut found = lock(&found);
+                    match (&difference, &line) {
+                        (Some(difference), _) => {
+                            found.2 += 1;
+                            differs(difference);
+                        }
+                        (None, Line::File(record)) => {
+                            found.0 += 1;
+                            found.1 += record.size;
+                        }
+                        (None, _) => {}
+                    }
+                }
+                Ok(())
+            };
+            let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+            let joined = threads.into_iter().map(|thread| {
+                let panicked = |_| Failure::Unexpected("a thread of verify panicked".to_owned());
+                thread.join().map_err(panicked).flatten()
+            });
+            joined.collect()
+        });
+        results.into_iter().collect::<Result<(), Failure>>()?;
+
+        let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.intact += found.0;
+        self.bytes += found.1;
+        self.differences += found.2;
+        let records = records.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(hex(&records.digest.finalize()))
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -114,9 +132,8 @@ fn compare(volume: &Volume, line: &Line) -> Result<Option<String>, Failure> {
         Line::File(record) => compare_file(volume, record),
         Line::Directory { path, .. } => {
             let stat = volume.stat(path)?;
-            let directory = stat.is_some_and(|stat| {
-                rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir()
-            });
+            let directory =
+                stat.is_some_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir());
             Ok((!directory).then(|| format!("{path}: no such directory")))
         }
         Line::Header { .. }

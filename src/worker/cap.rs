@@ -183,7 +183,12 @@ impl ObjectStore for Capped {
         })
     }
 
-    async fn put_opts(&self, at: &Path, data: PutPayload, options: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        at: &Path,
+        data: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
         self.inner.put_opts(at, data, options).await
     }
 
@@ -265,8 +270,7 @@ mod tests {
                 let piece = (bytes / 100.0).min(131_072.0) as usize;
                 let passed = passed(rate, piece, 12.0, late);
                 // the first second may use up the full bucket
-                let later: Vec<_> =
-                    passed.iter().copied().filter(|(now, _)| *now > 1.0).collect();
+                let later: Vec<_> = passed.iter().copied().filter(|(now, _)| *now > 1.0).collect();
                 let (least, most) = most_in(&later, 5.0);
                 let exact = bytes * 5.0;
                 assert!((most as f64) < exact * 1.03, "{rate} late {late:?}: most {most}");

@@ -86,7 +86,7 @@ impl Ledger {
         history: &History,
         boot: &str,
     ) -> Result<Self, Failure> {
-        let file = volume.open_own(MANIFEST, OFlags::CREATE | OFlags::RDWR)?;
+        let file = volume.own().open(MANIFEST, OFlags::CREATE | OFlags::RDWR)?;
         file.set_len(history.end).map_err(|error| volume.writing(MANIFEST, 0, errno(&error)))?;
         let ledger = Self {
             volume: Arc::clone(volume),
@@ -241,7 +241,7 @@ impl Ledger {
         inode: u64,
         size: u64,
     ) -> Result<Option<VolumePath>, Failure> {
-        let Some(file) = self.volume.read_own(MANIFEST)? else { return Ok(None) };
+        let Some(file) = self.volume.own().read(MANIFEST)? else { return Ok(None) };
         let mut lines = Lines::new(file)?;
         while let Some((_, line)) = lines.next()? {
             if let Line::File(record) = line
@@ -267,7 +267,7 @@ impl Ledger {
     /// empty by then: others' files are not ours to remove.
     fn clear_directory(&self, path: &VolumePath) -> Result<(), Failure> {
         let below = format!("{}/", path.as_str());
-        if let Some(file) = self.volume.read_own(MANIFEST)? {
+        if let Some(file) = self.volume.own().read(MANIFEST)? {
             let mut lines = Lines::new(file)?;
             while let Some((_, line)) = lines.next()? {
                 match line {
@@ -329,15 +329,20 @@ impl Ledger {
         let mut sums = match sha256 {
             true => {
                 let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY;
-                Some(BufWriter::new(self.volume.open_own("SHA256SUMS.new", flags)?))
+                Some(BufWriter::new(self.volume.own().open("SHA256SUMS.new", flags)?))
             }
             false => None,
         };
-        let reader = self.volume.open_own(MANIFEST, OFlags::RDONLY)?;
+        let reader = self.volume.own().open(MANIFEST, OFlags::RDONLY)?;
         let mut lines = Lines::new(reader)?;
         let mut digest = Sha256::new();
+        let removed = self.counters.removed_objects.load(Relaxed) > 0;
         while let Some((_, line)) = lines.next()? {
             digest.update(lines.raw());
+            if let (true, Line::Directory { path, .. }) = (removed, &line) {
+                // it may have gone as the empty parent of the last file that was removed from it
+                self.volume.make_directory(path)?;
+            }
             if let (Some(sums), Line::File(record)) = (&mut sums, &line)
                 && let Some(sha256) = &record.sha256
             {
@@ -353,9 +358,9 @@ impl Ledger {
                 let file = sums
                     .into_inner()
                     .map_err(|error| self.volume.writing(SUMS, 0, errno(error.error())))?;
-                self.volume.settle_own("SHA256SUMS.new", SUMS, &file)?;
+                self.volume.own().settle("SHA256SUMS.new", SUMS, &file)?;
             }
-            None => self.volume.remove_own(SUMS)?,
+            None => self.volume.own().remove(SUMS)?,
         }
         Ok(hex(&digest.finalize()))
     }
@@ -367,9 +372,9 @@ impl Ledger {
         };
         let mut lines = Lines::new(file.try_clone().map_err(wrong)?)?;
         let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR;
-        let draft = self.volume.open_own("manifest.new", flags)?;
+        let draft = self.volume.own().open("manifest.new", flags)?;
         let mut out = BufWriter::with_capacity(1 << 17, draft);
-        let mut sorter = Sorter::new(self.volume.spill());
+        let mut sorter = Sorter::new(self.volume.own().spill());
         let mut begin = Vec::new();
         while let Some((_, line)) = lines.next()? {
             match &line {
@@ -404,7 +409,7 @@ impl Ledger {
         }
         let mut file = out.into_inner().map_err(|error| wrong(error.into_error()))?;
         file.seek(SeekFrom::Start(0)).map_err(wrong)?;
-        self.volume.settle_own("manifest.new", MANIFEST, &file)?;
+        self.volume.own().settle("manifest.new", MANIFEST, &file)?;
         Ok(file)
     }
 
@@ -419,7 +424,7 @@ impl Ledger {
             )));
         }
         let text = serde_json::to_string_pretty(marker).expect("plain strings always serialise");
-        Ok(self.volume.write_own(MARKER, text.as_bytes())?)
+        Ok(self.volume.own().write(MARKER, text.as_bytes())?)
     }
 }
 

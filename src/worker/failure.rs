@@ -65,7 +65,9 @@ pub enum Failure {
     #[error("{} has no completion marker: it was not filled by ossvp, or not to the end; run ossvp populate again", _0.display())]
     NoMarker(std::path::PathBuf),
     /// A file of ours that this version cannot read.
-    #[error("{file} in the volume is of version {found}, this ossvp writes {known}; --force discards it")]
+    #[error(
+        "{file} in the volume is of version {found}, this ossvp writes {known}; --force discards it"
+    )]
     Version {
         /// The file.
         file: &'static str,
@@ -107,6 +109,16 @@ pub enum Failure {
         /// The file that is there.
         other: VolumePath,
     },
+    /// The shards of a volume saw different listings.
+    #[error(
+        "shard {shard} and shards {differing:?} saw different listings: the source changed; run all shards again"
+    )]
+    ShardsDiffer {
+        /// This shard.
+        shard: crate::handoff::ShardOf,
+        /// The indexes of those that saw something else.
+        differing: Vec<u32>,
+    },
     /// `SHA256SUMS` of the source cannot be read.
     #[error("object {key} is no list of SHA-256 checksums: line {line} is not `digest  path`")]
     Sums {
@@ -146,13 +158,15 @@ impl Failure {
             Self::Layout(LayoutError::Stray(_)) => ExitCode::Transient,
             Self::Volume(error) => error.exit_code(),
             Self::TooSmall { .. } => ExitCode::Volume,
-            Self::NothingListed(_) | Self::OutOfOrder { .. } | Self::Sums { .. } => ExitCode::Source,
+            Self::NothingListed(_) | Self::OutOfOrder { .. } | Self::Sums { .. } => {
+                ExitCode::Source
+            }
             Self::Foreign { .. }
             | Self::NoMarker(_)
             | Self::Version { .. }
             | Self::OnePath { .. } => ExitCode::Occupied,
             Self::Mismatch { .. } | Self::Unverifiable(_) => ExitCode::Mismatch,
-            Self::Changed { .. } => ExitCode::Changed,
+            Self::Changed { .. } | Self::ShardsDiffer { .. } => ExitCode::Changed,
             Self::Interrupted(code) => *code,
             Self::Output { .. } | Self::Unexpected(_) => ExitCode::Unexpected,
         }

@@ -17,13 +17,13 @@ use super::failure::Failure;
 use super::large::Large;
 use super::list::{Entry, Target};
 use super::manifest::FileRecord;
+use super::options::Options;
 use super::pace::Pace;
 use super::plan::{Action, Demands};
 use super::progress::Counters;
 use super::verify::{Digester, Digests, Expected, Mismatch, Wanted};
 use super::volume::Volume;
 use super::write::{Calls, Staged};
-use super::options::Options;
 use crate::handoff::{Checked, Direct, VerifyMode};
 use crate::keys::{Dialect, VolumePath};
 use crate::store::{Source, Stated, explain, location};
@@ -202,7 +202,11 @@ impl Fetcher {
         !entry.symlink && entry.size > self.options.part_size
     }
 
-    async fn get(&self, entry: &Entry, options: GetOptions) -> Result<(GetResult, Stated), Failure> {
+    async fn get(
+        &self,
+        entry: &Entry,
+        options: GetOptions,
+    ) -> Result<(GetResult, Stated), Failure> {
         let answer =
             self.objects.get_opts(&location(&entry.key), options).await.map_err(explain)?;
         let stated = answer.extensions.get::<Stated>().cloned().unwrap_or_default();
@@ -263,9 +267,7 @@ impl Fetcher {
             same_size(entry, size)?;
         }
         let name = format!("w{}", self.names.fetch_add(1, Relaxed));
-        let open = || {
-            Staged::open(&self.volume, &self.calls, &name, path, size, true, Direct::Off)
-        };
+        let open = || Staged::open(&self.volume, &self.calls, &name, path, size, true, Direct::Off);
         let staged = Arc::new(self.calls.run(open)?);
         let wanted = Wanted::for_check(self.expected(&stated), self.demands.sha256);
         let digests = self.receive(answer, &staged, 0, wanted).await?;
@@ -353,9 +355,11 @@ impl Fetcher {
 
     async fn part(self: &Arc<Self>, large: Arc<Large>, index: usize) -> Result<Done, Failure> {
         let range = large.range(index);
-        let kept = {
+        let kept = if large.is_noted(index) {
             let large = Arc::clone(&large);
             blocking(move || large.kept_part(index)).await?
+        } else {
+            None
         };
         let (digests, fresh) = match kept {
             Some(digests) => {
@@ -467,7 +471,10 @@ impl Fetcher {
         let found = blocking(move || read_digests(&volume, &path, wanted)).await?;
         let same = |found: &Digests| found.length == record.size && found.crc64 == record.crc64;
         let Some(found) = found.filter(same) else {
-            tracing::warn!(path = record.path.as_str(), "a committed file lost bytes: fetching it again");
+            tracing::warn!(
+                path = record.path.as_str(),
+                "a committed file lost bytes: fetching it again"
+            );
             return Ok(Done::Fetch(entry));
         };
         if self.demands.sha256 && self.demands.verify != VerifyMode::Off {

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::failure::Failure;
 use super::manifest::{FileRecord, Line, MAX_LINE, VERSION};
+use super::own::Own;
 use super::sort::{Sorted, Sorter, SpillFile};
 use super::volume::{Volume, VolumeError, errno};
 use crate::handoff::{MARKER_VERSION, Marker, SourceIdentity};
@@ -42,9 +43,9 @@ impl Held {
     }
 }
 
-/// The marker, if the volume has one that can be read.
-pub(crate) fn marker(volume: &Volume) -> Result<Option<Marker>, Failure> {
-    let Some(file) = volume.read_own(MARKER)? else { return Ok(None) };
+/// The marker in a directory of ours, if there is one that can be read.
+pub(crate) fn marker(own: &Own) -> Result<Option<Marker>, Failure> {
+    let Some(file) = own.read(MARKER)? else { return Ok(None) };
     let mut text = String::new();
     if let Err(error) = file.take(MARKER_LIMIT).read_to_string(&mut text)
         && error.kind() != io::ErrorKind::InvalidData
@@ -196,12 +197,8 @@ pub(crate) struct Past {
 ///
 /// # Errors
 /// [`Failure::Version`] for a manifest of another version.
-pub(crate) fn past(
-    volume: &Volume,
-    boot: &str,
-    spill: SpillFile,
-) -> Result<Option<Past>, Failure> {
-    let Some(file) = volume.read_own(MANIFEST)? else { return Ok(None) };
+pub(crate) fn past(volume: &Volume, boot: &str, spill: SpillFile) -> Result<Option<Past>, Failure> {
+    let Some(file) = volume.own().read(MANIFEST)? else { return Ok(None) };
     let mut lines = Lines::new(file)?;
     let identity = match lines.next()? {
         Some((_, Line::Header { version: VERSION, identity })) => *identity,

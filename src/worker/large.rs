@@ -204,6 +204,11 @@ impl Large {
         self.staged()?.reader(&self.name)
     }
 
+    /// Whether an earlier run noted part `index`.
+    pub(crate) fn is_noted(&self, index: usize) -> bool {
+        self.noted.get(index).is_some_and(Option::is_some)
+    }
+
     /// The checksums of part `index`, if an earlier run noted it and its bytes still match.
     pub(crate) fn kept_part(&self, index: usize) -> Result<Option<Digests>, Failure> {
         let Some(noted) = self.noted.get(index).copied().flatten() else { return Ok(None) };

@@ -196,7 +196,8 @@ fn escaped_segment<'s>(segment: &'s str, start: usize, below: &[usize]) -> Cow<'
     }
     let mut out = String::with_capacity(segment.len() + 8);
     let mut piece_start = 0;
-    let slashes = below.iter().filter_map(|at| at.checked_sub(start)).filter(|at| *at < segment.len());
+    let slashes =
+        below.iter().filter_map(|at| at.checked_sub(start)).filter(|at| *at < segment.len());
     for (n, end) in slashes.chain([segment.len()]).enumerate() {
         if n > 0 {
             out.push_str("%2F");
@@ -205,7 +206,9 @@ fn escaped_segment<'s>(segment: &'s str, start: usize, below: &[usize]) -> Cow<'
         match piece {
             // behind an escaped slash nothing is empty or special: the name around it is not
             "" if n == 0 => out.push('%'),
-            "." | ".." if n == 0 && end == segment.len() => out.push_str(&piece.replace('.', "%2E")),
+            "." | ".." if n == 0 && end == segment.len() => {
+                out.push_str(&piece.replace('.', "%2E"))
+            }
             _ => {
                 let own = n == 0 && start == 0 && is_own_directory(piece);
                 let rest = if own {

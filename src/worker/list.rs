@@ -164,14 +164,11 @@ impl Listing {
     fn place(&mut self, listed: Listed) -> Result<Option<Entry>, Failure> {
         let Listed { key, size, etag, modified, symlink, archived } = listed;
         self.digest_in(&key, size, etag.as_deref());
-        let placed = self.layout.place(&key, size);
-        if !matches!(placed, Ok(Place::Root)) {
-            self.counters.listed_objects.fetch_add(1, Relaxed);
-            self.counters.listed_bytes.fetch_add(size, Relaxed);
-        }
-        let placed = match placed {
+        let placed = match self.layout.place(&key, size) {
             // it has no path in the volume that a filter could speak of; the key comes closest
             Err(LayoutError::Unmappable { .. }) if !self.takes_key(&key) => {
+                self.counters.listed_objects.fetch_add(1, Relaxed);
+                self.counters.listed_bytes.fetch_add(size, Relaxed);
                 self.counters.skipped.fetch_add(1, Relaxed);
                 return Ok(None);
             }
@@ -179,13 +176,19 @@ impl Listing {
         };
         let target = match placed {
             Place::Root => return Ok(None),
-            Place::Nowhere(reason) => {
+            Place::Nowhere(reason) => Err(reason),
+            Place::File(path) => Ok(Target::File(path)),
+            Place::Directory(path) => Ok(Target::Directory(path)),
+        };
+        self.counters.listed_objects.fetch_add(1, Relaxed);
+        self.counters.listed_bytes.fetch_add(size, Relaxed);
+        let target = match target {
+            Ok(target) => target,
+            Err(reason) => {
                 tracing::debug!(%key, reason, "key left out");
                 self.counters.unmappable.fetch_add(1, Relaxed);
                 return Ok(None);
             }
-            Place::File(path) => Target::File(path),
-            Place::Directory(path) => Target::Directory(path),
         };
         let (Target::File(path) | Target::Directory(path)) = &target;
         if !self.filter.takes(path.as_str()) {

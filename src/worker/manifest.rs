@@ -238,20 +238,34 @@ mod tests {
         let file = (
             (".{1,40}", any::<bool>(), path.clone(), any::<u64>()),
             (prop::option::of("\".*\""), any::<i64>(), any::<u64>()),
-            (prop::sample::select(CHECKED.map(|(kind, _)| kind).to_vec()),
-             prop::option::of(any::<[u8; 32]>())),
+            (
+                prop::sample::select(CHECKED.map(|(kind, _)| kind).to_vec()),
+                prop::option::of(any::<[u8; 32]>()),
+            ),
         )
-            .prop_map(|((key, same, path, size), (etag, modified_ms, crc64), (checked, sha256))| {
-                let relative = if same { path.as_str().to_owned() } else { key };
-                Line::File(Box::new(FileRecord {
-                    relative, path, size, etag, modified_ms, crc64, checked, sha256,
-                }))
-            });
+            .prop_map(
+                |((key, same, path, size), (etag, modified_ms, crc64), (checked, sha256))| {
+                    let relative = if same { path.as_str().to_owned() } else { key };
+                    Line::File(Box::new(FileRecord {
+                        relative,
+                        path,
+                        size,
+                        etag,
+                        modified_ms,
+                        crc64,
+                        checked,
+                        sha256,
+                    }))
+                },
+            );
         let identity = (".*", ".*", prop::collection::vec(".*", 0..3)).prop_map(
             |(bucket, prefix, include)| Line::Header {
                 version: VERSION,
                 identity: Box::new(SourceIdentity {
-                    dialect: Dialect::Oss, bucket, prefix, include,
+                    dialect: Dialect::Oss,
+                    bucket,
+                    prefix,
+                    include,
                     exclude: Vec::new(),
                     unmappable: Unmappable::Fail,
                 }),

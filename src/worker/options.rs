@@ -187,10 +187,10 @@ impl Filter {
         let set = |globs: &[String]| {
             let mut set = GlobSetBuilder::new();
             for glob in globs {
-                set.add(compiled(glob).map_err(|source| OptionsError::Glob {
-                    glob: glob.clone(),
-                    source,
-                })?);
+                set.add(
+                    compiled(glob)
+                        .map_err(|source| OptionsError::Glob { glob: glob.clone(), source })?,
+                );
             }
             set.build().map_err(|source| OptionsError::Glob { glob: globs.join(" "), source })
         };
@@ -212,7 +212,8 @@ mod tests {
 
     #[test]
     fn exclude_wins_over_include_and_a_star_stops_at_a_slash() {
-        let globs = |globs: &[&str]| globs.iter().map(|glob| (*glob).to_owned()).collect::<Vec<_>>();
+        let globs =
+            |globs: &[&str]| globs.iter().map(|glob| (*glob).to_owned()).collect::<Vec<_>>();
         let filter = Filter::new(&globs(&["**/*.bin", "*.json"]), &globs(&["old/**"])).unwrap();
         for (path, taken) in [
             ("a.bin", true),

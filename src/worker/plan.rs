@@ -122,11 +122,20 @@ pub(crate) struct Planner {
     history: History,
     held: Option<Held>,
     sums: Sums,
-    demands: Demands,
-    capacity: Option<Capacity>,
+    needs: Needs,
     volume: Option<Arc<Volume>>,
     counters: Arc<Counters>,
     started: bool,
+}
+
+/// What the plan must meet as a whole.
+#[derive(Debug)]
+pub(crate) struct Needs {
+    pub(crate) demands: Demands,
+    /// Where it must fit.
+    pub(crate) capacity: Option<Capacity>,
+    /// The source, if it must not be empty.
+    pub(crate) not_empty: Option<String>,
 }
 
 impl Planner {
@@ -134,8 +143,7 @@ impl Planner {
         listing: Listing,
         history: History,
         sums: Sums,
-        demands: Demands,
-        capacity: Option<Capacity>,
+        needs: Needs,
         volume: Option<Arc<Volume>>,
         counters: Arc<Counters>,
     ) -> Self {
@@ -145,8 +153,7 @@ impl Planner {
             history,
             held: None,
             sums,
-            demands,
-            capacity,
+            needs,
             volume,
             counters,
             started: false,
@@ -161,6 +168,11 @@ impl Planner {
         if !self.started {
             self.started = true;
             self.listed = self.listing.next().await?;
+            // before anything is removed that an empty listing does not have
+            let empty = self.listed.is_none() && self.counters.listed_objects.load(Relaxed) == 0;
+            if let (true, Some(source)) = (empty, &self.needs.not_empty) {
+                return Err(Failure::NothingListed(source.clone()));
+            }
             self.held = self.history.next()?;
         }
         let order = match (&self.listed, &self.held) {
@@ -185,7 +197,7 @@ impl Planner {
             Some(Held::File { record, .. }) if !self.untouched(&record)? => None,
             held => held,
         };
-        Ok(Some(decide(entry, held, self.demands)))
+        Ok(Some(decide(entry, held, self.needs.demands)))
     }
 
     fn take_held(&mut self) -> Result<Option<Held>, Failure> {
@@ -206,7 +218,7 @@ impl Planner {
     }
 
     fn check_room(&self) -> Result<(), Failure> {
-        self.capacity.map_or(Ok(()), |capacity| capacity.takes(&self.counters))
+        self.needs.capacity.map_or(Ok(()), |capacity| capacity.takes(&self.counters))
     }
 
     /// The digest of the whole listing, once [`Planner::next`] has said everything.
@@ -257,14 +269,32 @@ mod tests {
         let no_etag = |modified_ms| FileRecord { etag: None, modified_ms, ..record() };
         for (name, record, trusted, demands, wanted) in [
             ("the same version is kept", record(), true, auto, "keep"),
-            ("another ETag is fetched", FileRecord { etag: Some("\"f\"".into()), ..record() }, true, auto, "fetch"),
+            (
+                "another ETag is fetched",
+                FileRecord { etag: Some("\"f\"".into()), ..record() },
+                true,
+                auto,
+                "fetch",
+            ),
             ("another size is fetched", FileRecord { size: 6, ..record() }, true, auto, "fetch"),
             ("without an ETag the time decides", no_etag(1000), true, auto, "keep"),
             ("without an ETag another time is fetched", no_etag(2000), true, auto, "fetch"),
-            ("with an ETag the time does not count", FileRecord { modified_ms: 9, ..record() }, true, auto, "keep"),
+            (
+                "with an ETag the time does not count",
+                FileRecord { modified_ms: 9, ..record() },
+                true,
+                auto,
+                "keep",
+            ),
             ("what may be lost is read again", record(), false, auto, "reread"),
             ("a missing SHA-256 is computed", record(), true, sums, "reread"),
-            ("a recorded SHA-256 is enough", FileRecord { sha256: Some([0; 32]), ..record() }, true, sums, "keep"),
+            (
+                "a recorded SHA-256 is enough",
+                FileRecord { sha256: Some([0; 32]), ..record() },
+                true,
+                sums,
+                "keep",
+            ),
             ("unverified satisfies auto", unverified.clone(), true, auto, "keep"),
             ("unverified does not satisfy require", unverified, true, require, "fetch"),
             ("off does not satisfy auto", unchecked.clone(), true, auto, "fetch"),
@@ -280,7 +310,8 @@ mod tests {
             assert_eq!(found, wanted, "{name}");
         }
         let stated = Entry { sha256: Some([1; 32]), ..entry() };
-        let held = Held::File { record: FileRecord { sha256: Some([2; 32]), ..record() }, trusted: true };
+        let held =
+            Held::File { record: FileRecord { sha256: Some([2; 32]), ..record() }, trusted: true };
         assert!(matches!(decide(stated, Some(held), sums), Action::Fetch { replaces: true, .. }));
         assert!(matches!(decide(entry(), None, auto), Action::Fetch { replaces: false, .. }));
     }

@@ -66,6 +66,8 @@ impl Counters {
 pub(crate) struct Display {
     shown: Option<tokio::task::JoinHandle<()>>,
     bar: Option<ProgressBar>,
+    /// What a last line is made of.
+    lines: Option<Arc<Counters>>,
 }
 
 impl Display {
@@ -73,7 +75,7 @@ impl Display {
     pub(crate) fn start(style: ProgressStyle, counters: Arc<Counters>) -> Self {
         let terminal = std::io::stderr().is_terminal();
         match style {
-            ProgressStyle::None => Self { shown: None, bar: None },
+            ProgressStyle::None => Self { shown: None, bar: None, lines: None },
             ProgressStyle::Auto if !terminal => Self::lines(counters),
             ProgressStyle::Json => Self::lines(counters),
             ProgressStyle::Auto | ProgressStyle::Bar => Self::bar(counters),
@@ -81,16 +83,15 @@ impl Display {
     }
 
     fn lines(counters: Arc<Counters>) -> Self {
+        let counted = Arc::clone(&counters);
         let shown = tokio::spawn(async move {
             let mut rate = Rate::default();
             loop {
                 tokio::time::sleep(LINE_EVERY).await;
-                let bytes_per_s = rate.sample(counters.done_bytes.load(Relaxed));
-                // stderr gone is no reason to stop filling the volume
-                let _ = writeln!(std::io::stderr(), "{}", counters.snapshot(bytes_per_s).to_json());
+                line(&counted, rate.sample(counted.done_bytes.load(Relaxed)));
             }
         });
-        Self { shown: Some(shown), bar: None }
+        Self { shown: Some(shown), bar: None, lines: Some(counters) }
     }
 
     fn bar(counters: Arc<Counters>) -> Self {
@@ -108,8 +109,13 @@ impl Display {
                 tokio::time::sleep(BAR_EVERY).await;
             }
         });
-        Self { shown: Some(shown), bar: Some(bar) }
+        Self { shown: Some(shown), bar: Some(bar), lines: None }
     }
+}
+
+fn line(counters: &Counters, bytes_per_s: u64) {
+    // stderr gone is no reason to stop filling the volume
+    let _ = writeln!(std::io::stderr(), "{}", counters.snapshot(bytes_per_s).to_json());
 }
 
 fn draw(bar: &ProgressBar, counters: &Counters, bytes_per_s: u64) {
@@ -134,6 +140,9 @@ impl Drop for Display {
     fn drop(&mut self) {
         if let Some(shown) = &self.shown {
             shown.abort();
+        }
+        if let Some(counters) = &self.lines {
+            line(counters, 0);
         }
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

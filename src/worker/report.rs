@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::options::Options;
 use super::pace::Pace;
 use super::progress::Counters;
-use crate::handoff::{ExitCode, Figures, Marker, Outcome, Plan, Report};
+use crate::handoff::{ExitCode, Figures, Marker, Outcome, Plan, Report, ShardOf};
 use crate::store::Meter;
 
 /// The most samples of the concurrency that a report keeps: one a second for an hour, then the
@@ -199,7 +199,8 @@ fn outcome(options: &Options, watch: &Watch, ended: &Ended) -> Outcome {
     let message = match (&ended.failure, &ended.marker, &ended.plan) {
         (Some(failure), ..) => chain(failure),
         (None, Some(marker), _) => format!(
-            "complete: {} objects, {} bytes, {} verified{}",
+            "{}complete: {} objects, {} bytes, {} verified{}",
+            share(marker),
             marker.objects,
             marker.bytes,
             marker.verified.verified(),
@@ -243,6 +244,14 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     // a message of the source may hold anything
     line.replace(char::is_control, " ")
+}
+
+/// Whose marker it is, if it is not the whole volume's.
+fn share(marker: &Marker) -> String {
+    match marker.shard {
+        ShardOf::WHOLE => String::new(),
+        shard => format!("shard {shard} "),
+    }
 }
 
 impl Ended {

@@ -3,8 +3,8 @@
 //! The manifest is in commit order and some listings are in no order; both are sorted here, on the
 //! volume, so that memory does not grow with the number of objects.
 
-use std::collections::BinaryHeap;
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;

@@ -207,9 +207,7 @@ impl Digests {
         };
         match expected {
             // OSS writes it in decimal: so do we, so that the two can be compared by eye
-            Expected::Crc64(crc) => {
-                differ("crc64", Some(self.crc64.to_string()), crc.to_string())
-            }
+            Expected::Crc64(crc) => differ("crc64", Some(self.crc64.to_string()), crc.to_string()),
             Expected::Crc64Nvme(crc) => differ(
                 "crc64nvme",
                 self.crc64nvme.map(|crc| format!("{crc:016x}")),
@@ -221,9 +219,7 @@ impl Digests {
             Expected::Crc32(crc) => {
                 differ("crc32", self.crc32.map(|crc| format!("{crc:08x}")), format!("{crc:08x}"))
             }
-            Expected::Sha256(sha) => {
-                differ("sha256", self.sha256.map(|sha| hex(&sha)), hex(&sha))
-            }
+            Expected::Sha256(sha) => differ("sha256", self.sha256.map(|sha| hex(&sha)), hex(&sha)),
             Expected::Md5(md5) => differ("md5", self.md5.map(|md5| hex(&md5)), hex(&md5)),
         }
     }
@@ -249,7 +245,10 @@ mod tests {
         assert_eq!(found.crc64nvme, Some(0xae8b_1486_0a79_9888));
         assert_eq!(found.crc32c, Some(0xe306_9283));
         assert_eq!(found.crc32, Some(0xcbf4_3926));
-        assert_eq!(found.md5.map(|md5| hex(&md5)).as_deref(), Some("25f9e794323b453885f5181f1b624d0b"));
+        assert_eq!(
+            found.md5.map(|md5| hex(&md5)).as_deref(),
+            Some("25f9e794323b453885f5181f1b624d0b")
+        );
         assert_eq!(
             found.sha256.map(|sha| hex(&sha)).as_deref(),
             Some("15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225")

@@ -17,11 +17,14 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::handoff::ExitCode;
+use super::own::Own;
+use crate::handoff::{ExitCode, ShardOf};
 use crate::keys::{OWN_DIRECTORY, VolumePath};
 
 /// The name of the directory for staged files, in [`OWN_DIRECTORY`].
-pub(crate) const STAGED: &str = "staged";
+const STAGED: &str = "staged";
+/// The file whose lock says that a worker is there; a crash releases it.
+const LOCK: &str = "lock";
 
 /// Open directories kept for the next file. Objects come in key order, so the same few directories
 /// are used again and again; the number only bounds descriptors.
@@ -107,7 +110,10 @@ impl VolumeError {
 }
 
 /// A failed call on `path`.
-fn failed(action: &'static str, path: impl Into<String>) -> impl FnOnce(Errno) -> VolumeError {
+pub(super) fn failed(
+    action: &'static str,
+    path: impl Into<String>,
+) -> impl FnOnce(Errno) -> VolumeError {
     let path = path.into();
     move |source| VolumeError::Call { action, path, source }
 }
@@ -141,7 +147,10 @@ pub(crate) enum Published {
 #[derive(Debug)]
 pub(crate) struct Volume {
     root: OwnedFd,
-    own: OwnedFd,
+    /// `.ossvp`.
+    base: Arc<Own>,
+    /// `.ossvp`, or a shard's directory in it.
+    own: Arc<Own>,
     /// What only a volume that is being filled has.
     filling: Option<Filling>,
     directories: Mutex<HashMap<String, Arc<OwnedFd>>>,
@@ -150,15 +159,19 @@ pub(crate) struct Volume {
 #[derive(Debug)]
 struct Filling {
     staged: OwnedFd,
-    _lock: OwnedFd,
+    _locks: Vec<File>,
 }
 
-const DIRECTORY: OFlags =
+pub(super) const DIRECTORY: OFlags =
     OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::RDONLY);
 const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o755);
-const FILE_MODE: Mode = Mode::from_bits_truncate(0o644);
+pub(super) const FILE_MODE: Mode = Mode::from_bits_truncate(0o644);
 
-fn open_or_make_directory(at: impl AsFd, name: &str, path: &str) -> Result<OwnedFd, VolumeError> {
+pub(super) fn open_or_make_directory(
+    at: impl AsFd,
+    name: &str,
+    path: &str,
+) -> Result<OwnedFd, VolumeError> {
     for _ in 0..2 {
         match fs::openat(&at, name, DIRECTORY, Mode::empty()) {
             Err(Errno::NOENT) => match fs::mkdirat(&at, name, DIRECTORY_MODE) {
@@ -188,40 +201,43 @@ fn in_the_way(at: impl AsFd, name: &str, path: &str, wanted: &'static str) -> Vo
 }
 
 impl Volume {
-    /// Opens the volume at `path`, makes what is ours in it and takes its lock.
+    /// Opens the volume at `path` for one `shard`, makes what is ours in it and takes its lock.
     ///
     /// # Errors
     /// [`VolumeError::Held`] if another worker has it, [`VolumeError::Call`] otherwise.
-    pub(crate) fn open(path: &Path) -> Result<Self, VolumeError> {
+    pub(crate) fn open(path: &Path, shard: ShardOf) -> Result<Self, VolumeError> {
         let shown = path.display().to_string();
         match fs::mkdir(path, DIRECTORY_MODE) {
             Ok(()) | Err(Errno::EXIST) => {}
             // an existing directory on a read-only file system answers ROFS: the next call tells
             Err(Errno::ROFS | Errno::ACCESS) if path.is_dir() => {}
-            Err(errno) => return Err(failed("make the volume's directory", shown)(errno)),
+            Err(errno) => {
+                let action = "make the volume's directory (its parent must exist)";
+                return Err(failed(action, shown)(errno));
+            }
         }
         // the root itself may be named through symlinks: the user chose it
         let root =
             fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY, Mode::empty())
                 .map_err(failed("open the volume", &shown))?;
-        let own = open_or_make_directory(&root, OWN_DIRECTORY, OWN_DIRECTORY)?;
-        let lock = fs::openat(
-            &own,
-            "lock",
-            OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-            FILE_MODE,
-        )
-        .map_err(failed("open", ".ossvp/lock"))?;
-        match fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(VolumeError::Held(path.to_owned())),
-            Err(errno) => return Err(failed("lock", ".ossvp/lock")(errno)),
-        }
-        let staged = open_or_make_directory(&own, STAGED, ".ossvp/staged")?;
+        let base = Own::make(&root, OWN_DIRECTORY, OWN_DIRECTORY)?;
+        let held = |locked: Option<File>| locked.ok_or_else(|| VolumeError::Held(path.to_owned()));
+        // shards share the volume with each other, and with no one else
+        let (own, locks) = if shard == ShardOf::WHOLE {
+            let lock = held(base.try_lock(LOCK, FlockOperation::NonBlockingLockExclusive)?)?;
+            (base.try_clone()?, vec![lock])
+        } else {
+            let volume = held(base.try_lock(LOCK, FlockOperation::NonBlockingLockShared)?)?;
+            let own = base.make_shard(shard)?;
+            let lock = held(own.try_lock(LOCK, FlockOperation::NonBlockingLockExclusive)?)?;
+            (own, vec![volume, lock])
+        };
+        let staged = open_or_make_directory(own.fd(), STAGED, ".ossvp/staged")?;
         Ok(Self {
             root,
-            own,
-            filling: Some(Filling { staged, _lock: lock }),
+            base: Arc::new(base),
+            own: Arc::new(own),
+            filling: Some(Filling { staged, _locks: locks }),
             directories: Mutex::default(),
         })
     }
@@ -238,19 +254,22 @@ impl Volume {
         let Some(root) = opened("open the volume", fs::open(path, flags, Mode::empty()))? else {
             return Ok(None);
         };
-        let own = fs::openat(&root, OWN_DIRECTORY, DIRECTORY, Mode::empty());
-        let own = opened("open .ossvp in", own)?;
-        Ok(own.map(|own| Self {
-            root,
-            own,
-            filling: None,
-            directories: Mutex::default(),
+        let base =
+            opened("open .ossvp in", fs::openat(&root, OWN_DIRECTORY, DIRECTORY, Mode::empty()))?;
+        Ok(base.map(|base| {
+            let own = Arc::new(Own::new(base, OWN_DIRECTORY));
+            Self { root, base: Arc::clone(&own), own, filling: None, directories: Mutex::default() }
         }))
     }
 
-    /// The descriptor of `.ossvp`.
-    pub(crate) fn own(&self) -> BorrowedFd<'_> {
-        self.own.as_fd()
+    /// This run's own directory: `.ossvp`, or a shard's in it.
+    pub(crate) fn own(&self) -> &Arc<Own> {
+        &self.own
+    }
+
+    /// `.ossvp`, which all shards share.
+    pub(crate) fn base(&self) -> &Own {
+        &self.base
     }
 
     /// The descriptor of `.ossvp/staged`.
@@ -291,16 +310,26 @@ impl Volume {
         self.directories.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Runs `call` with the descriptor of the directory that holds `path`, and its name there.
+    /// Runs `call` with the descriptor of the directory that holds `path`, made where missing, and
+    /// its name there. A directory may go while it is empty, when files that are no longer listed
+    /// are removed beside a file that is about to come: then it is made again.
     fn beside<T>(
         &self,
         path: &VolumePath,
-        call: impl FnOnce(BorrowedFd<'_>, &str) -> Result<T, VolumeError>,
+        call: impl Fn(BorrowedFd<'_>, &str) -> Result<T, Errno>,
     ) -> Result<T, VolumeError> {
-        match path.parent() {
-            None => call(self.root.as_fd(), path.name()),
-            parent => call(self.directory(parent)?.as_fd(), path.name()),
+        const TRIES: u32 = 16;
+        for _ in 1..TRIES {
+            let done = match path.parent() {
+                None => call(self.root.as_fd(), path.name()),
+                parent => call(self.directory(parent)?.as_fd(), path.name()),
+            };
+            match done {
+                Err(Errno::NOENT) => self.forget_directories(),
+                done => return done.map_err(failed("name", path.as_str())),
+            }
         }
+        Err(failed("name", path.as_str())(Errno::NOENT))
     }
 
     /// As [`Volume::beside`], but makes nothing: `None` where the directory does not exist.
@@ -351,7 +380,9 @@ impl Volume {
     pub(crate) fn remove(&self, path: &VolumePath, directory: bool) -> Result<(), VolumeError> {
         let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         let gone = self.beside_existing(path, |at, name| fs::unlinkat(at, name, flags));
-        self.forget_directories();
+        if directory && gone.is_ok() {
+            self.forget_directories();
+        }
         match gone {
             Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) if directory => Ok(()),
@@ -405,12 +436,7 @@ impl Volume {
 
     /// A failed write of `needed` bytes for `path`: with both figures if the volume is full.
     pub(crate) fn writing(&self, path: &str, needed: u64, errno: Errno) -> VolumeError {
-        match (errno, self.room()) {
-            (Errno::NOSPC, Ok(Room { available, total, .. })) => {
-                VolumeError::Full { path: path.to_owned(), needed, available, total }
-            }
-            _ => failed("write", path)(errno),
-        }
+        write_failed(&self.root, path, needed, errno)
     }
 
     /// Gives the staged file `name` its own name, unless something has it.
@@ -444,19 +470,23 @@ impl Volume {
             match moved {
                 Ok(()) => Ok(Published::New),
                 Err(Errno::EXIST) => Ok(Published::Exists),
-                Err(errno) => Err(failed("name", path.as_str())(errno)),
+                Err(errno) => Err(errno),
             }
         })
     }
 
     /// Gives the staged file `name` its own name, in place of a file that has it.
     pub(crate) fn replace(&self, name: &str, path: &VolumePath) -> Result<(), VolumeError> {
-        self.beside(path, |at, own_name| match fs::renameat(self.staged(), name, at, own_name) {
-            Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
-                Err(in_the_way(at, own_name, path.as_str(), "a file"))
+        match self.beside(path, |at, own_name| fs::renameat(self.staged(), name, at, own_name)) {
+            Err(VolumeError::Call {
+                source: Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST,
+                ..
+            }) => {
+                let found = "a directory";
+                Err(VolumeError::InTheWay { path: path.to_string(), found, wanted: "a file" })
             }
-            other => other.map_err(failed("name", path.as_str())),
-        })
+            other => other,
+        }
     }
 
     /// Removes the staged file `name`, if it exists.
@@ -501,71 +531,23 @@ impl Volume {
     pub(crate) fn folds_names(&self) -> Result<bool, VolumeError> {
         let probe = "probe-a\u{e9}";
         let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        fs::openat(&self.own, probe, flags, FILE_MODE)
+        fs::openat(self.own.fd(), probe, flags, FILE_MODE)
             .map_err(failed("make", ".ossvp/probe"))?;
-        let seen = |name: &str| fs::statat(&self.own, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        let seen = |name: &str| fs::statat(self.own.fd(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
         let folds = seen("PROBE-A\u{e9}") || seen("probe-ae\u{301}");
-        fs::unlinkat(&self.own, probe, AtFlags::empty())
+        fs::unlinkat(self.own.fd(), probe, AtFlags::empty())
             .map_err(failed("remove", ".ossvp/probe"))?;
         Ok(folds)
     }
+}
 
-    /// Opens a file of ours, in `.ossvp`.
-    pub(crate) fn open_own(&self, name: &str, flags: OFlags) -> Result<File, VolumeError> {
-        fs::openat(&self.own, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, FILE_MODE)
-            .map(File::from)
-            .map_err(failed("open", format!("{OWN_DIRECTORY}/{name}")))
-    }
-
-    /// Opens a file of ours for reading, if it exists.
-    pub(crate) fn read_own(&self, name: &str) -> Result<Option<File>, VolumeError> {
-        match self.open_own(name, OFlags::RDONLY) {
-            Ok(file) => Ok(Some(file)),
-            Err(VolumeError::Call { source: Errno::NOENT, .. }) => Ok(None),
-            Err(error) => Err(error),
+/// A failed write of `needed` bytes for `path` on the file system of `at`.
+pub(super) fn write_failed(at: impl AsFd, path: &str, needed: u64, errno: Errno) -> VolumeError {
+    match (errno, room(at)) {
+        (Errno::NOSPC, Ok(Room { available, total, .. })) => {
+            VolumeError::Full { path: path.to_owned(), needed, available, total }
         }
-    }
-
-    /// Writes a file of ours so that it is there whole or not at all, also after a power cut.
-    pub(crate) fn write_own(&self, name: &str, contents: &[u8]) -> Result<(), VolumeError> {
-        let draft = format!("{name}.new");
-        let file = self.open_own(&draft, OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY)?;
-        io::Write::write_all(&mut &file, contents)
-            .map_err(|error| self.writing(&draft, contents.len() as u64, errno(&error)))?;
-        self.settle_own(&draft, name, &file)
-    }
-
-    /// Syncs the file of ours `draft`, renames it to `name` and syncs the rename.
-    pub(crate) fn settle_own(
-        &self,
-        draft: &str,
-        name: &str,
-        file: &File,
-    ) -> Result<(), VolumeError> {
-        fs::fsync(file).map_err(|errno| self.writing(draft, 0, errno))?;
-        fs::renameat(&self.own, draft, &self.own, name)
-            .map_err(failed("name", format!("{OWN_DIRECTORY}/{name}")))?;
-        fs::fsync(&self.own).map_err(failed("sync", OWN_DIRECTORY))
-    }
-
-    /// Removes a file of ours, if it exists, and syncs that.
-    pub(crate) fn remove_own(&self, name: &str) -> Result<(), VolumeError> {
-        match fs::unlinkat(&self.own, name, AtFlags::empty()) {
-            Ok(()) => fs::fsync(&self.own).map_err(failed("sync", OWN_DIRECTORY)),
-            Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(failed("remove", format!("{OWN_DIRECTORY}/{name}"))(errno)),
-        }
-    }
-
-    /// A maker of files without a name on the volume, for what sorting cannot hold in memory.
-    pub(crate) fn spill(self: &Arc<Self>) -> super::sort::SpillFile {
-        let volume = Arc::clone(self);
-        Box::new(move || {
-            let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR;
-            let file = volume.open_own("spill", flags).map_err(io::Error::other)?;
-            fs::unlinkat(&volume.own, "spill", AtFlags::empty())?;
-            Ok(file)
-        })
+        _ => failed("write", path)(errno),
     }
 }
 
@@ -583,7 +565,10 @@ pub(crate) fn room(at: impl AsFd) -> Result<Room, VolumeError> {
 /// Closes a file and hears what that reports.
 fn close(file: OwnedFd) -> Result<(), Errno> {
     // SAFETY: `into_raw_fd` gives up ownership, so the descriptor is valid here and closed once.
-    #[allow(unsafe_code, reason = "the only way to hear close's error, which NFS reports writes by")]
+    #[allow(
+        unsafe_code,
+        reason = "the only way to hear close's error, which NFS reports writes by"
+    )]
     unsafe {
         rustix::io::try_close(file.into_raw_fd())
     }

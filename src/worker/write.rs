@@ -166,7 +166,8 @@ impl Staged {
 fn takes_direct(volume: &Volume) -> bool {
     const EXT4: i64 = 0xef53;
     const XFS: i64 = 0x5846_5342;
-    rustix::fs::fstatfs(volume.own()).is_ok_and(|stat| matches!(stat.f_type as i64, EXT4 | XFS))
+    rustix::fs::fstatfs(volume.own().fd())
+        .is_ok_and(|stat| matches!(stat.f_type as i64, EXT4 | XFS))
 }
 
 /// Writes one run of bytes, in order, from an offset on.

@@ -323,6 +323,7 @@ class V2:
         keys = [key for key in KEYS if not key.startswith("/")]
         self.check("put with odd keys", lambda: [self.put(key) for key in keys])
         self.check("get with odd keys", lambda: [equal(self.get(k), body_of(k)) for k in keys])
+        self.check("get a range", self.range)
         self.check("list v2 in pages of 3", lambda: self.list(3))
 
 
@@ -362,6 +363,14 @@ class Old:
         self.check("NoSuchKey of object meta",
                    lambda: self.failure(404, "NoSuchKey", lambda: b.get_object_meta("none")))
         self.check("delete", lambda: self.delete(keys))
+
+    def read_only(self):
+        b = self.bucket
+        self.check("create bucket", lambda: b.create_bucket())
+        self.check("put with odd keys", lambda: [b.put_object(k, body_of(k)) for k in KEYS])
+        self.check("get with odd keys",
+                   lambda: [equal(b.get_object(k).read(), body_of(k)) for k in KEYS])
+        self.check("get a range", self.range)
 
     def list(self, iterator, keys):
         found = [(o.key, o.size) for o in iterator(self.bucket, max_keys=3)]
@@ -453,6 +462,14 @@ class Old:
         self.bucket.batch_delete_objects(found)
         equal(list(oss2.ObjectIterator(self.bucket)), [])
         self.bucket.delete_bucket()
+
+
+class SignsMore(oss2.ProviderAuthV4):
+    """Also signs headers that need not be signed."""
+
+    def _sign_request(self, req, bucket_name, key, in_additional_headers=None):
+        super()._sign_request(req, bucket_name, key, ["Range", "User-Agent"])
+        assert "AdditionalHeaders=range;user-agent" in req.headers["authorization"]
 
 
 class S3:
@@ -620,6 +637,7 @@ def main():
     Old("oss2-v4", oss2.ProviderAuthV4(provider), "old-bucket-v4").run()
     Old("oss2-v4 virtual-host", oss2.ProviderAuthV4(provider), "virtual-old",
         endpoint=virtual).run()
+    Old("oss2-v4 additional headers", SignsMore(provider), "additional").read_only()
     S3("boto3 path style", "s3-bucket", "path").run()
     S3("boto3 virtual-host", "s3-virtual", "virtual", f"http://s3.oss.localhost:{PORT}").run()
     check("credentials", "AssumeRoleWithOIDC over TLS", assume_role)

@@ -214,6 +214,7 @@ async fn passing_refusals_are_tried_again() {
         (408, "RequestTimeout"),
         (429, "TooManyRequests"),
         (400, "RequestTimeout"),
+        (403, "DownloadTrafficRateLimitExceeded"),
     ] {
         let server = with_object();
         server.fault(Fault::get("a").times(3).status(status, code));
@@ -230,9 +231,14 @@ async fn passing_refusals_are_tried_again() {
 
 #[tokio::test]
 async fn refusals_that_stay_are_not_tried_again() {
-    for (status, code) in
-        [(400, "InvalidArgument"), (401, "Whatever"), (403, "AccessDenied"), (405, "X"), (501, "X")]
-    {
+    for (status, code) in [
+        (400, "InvalidArgument"),
+        (401, "Whatever"),
+        (403, "AccessDenied"),
+        (403, "UserDisable"),
+        (405, "X"),
+        (501, "X"),
+    ] {
         let server = with_object();
         server.fault(Fault::get("a").status(status, code));
         let error = get(&Setup::oss(&server).open(), "a").await.unwrap_err();

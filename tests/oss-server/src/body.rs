@@ -18,6 +18,9 @@ use crate::store::{Content, Object};
 /// The most handed to hyper at once.
 const FRAME: u64 = 1 << 20;
 
+/// hyper flushes what it has while a body is pending: so long it takes at most to leave.
+const FLUSH: Duration = Duration::from_millis(20);
+
 /// What takes a connection out of hyper's hands.
 #[derive(Debug)]
 pub(crate) enum Seize {
@@ -45,6 +48,10 @@ impl Connection {
         let (sender, receiver) = oneshot::channel();
         let seize = Mutex::new(Some(sender));
         (Arc::new(Self { seize, due: Mutex::new(Instant::now()), bandwidth }), receiver)
+    }
+
+    fn due(&self) -> std::sync::MutexGuard<'_, Instant> {
+        self.due.lock().expect("no panic while the lock is held")
     }
 
     pub(crate) fn seize(&self, how: Seize) {
@@ -99,7 +106,8 @@ pub(crate) struct Payload {
     then: Option<Seize>,
     connection: Option<Arc<Connection>>,
     counters: Option<Arc<Counters>>,
-    in_flight: Option<InFlight>,
+    /// Held until the body is dropped.
+    _in_flight: Option<InFlight>,
 }
 
 impl Payload {
@@ -124,7 +132,7 @@ impl Payload {
             then: None,
             connection: None,
             counters: None,
-            in_flight: None,
+            _in_flight: None,
         }
     }
 
@@ -143,7 +151,7 @@ impl Payload {
         self.plan = plan;
         self.connection = Some(connection);
         self.counters = Some(counters);
-        self.in_flight = Some(in_flight);
+        self._in_flight = Some(in_flight);
         self
     }
 
@@ -185,8 +193,6 @@ impl Body for Payload {
                 this.wait = Some(Box::pin(sleep_until(Instant::now() + pause)));
                 continue;
             }
-            // hyper flushes what it has while the body is pending: the pause lets it leave.
-            const FLUSH: Duration = Duration::from_millis(20);
             if let Some((at, cut)) = this.plan.cut
                 && at == this.sent
             {
@@ -199,38 +205,31 @@ impl Body for Payload {
             }
             let end = this.len + this.plan.extra;
             if this.sent == end {
-                this.in_flight = None;
-                let Some(bytes) = this.plan.trailing.take() else { return Poll::Ready(None) };
-                let Some(connection) = this.connection.clone() else {
-                    return Poll::Ready(None);
-                };
-                tokio::spawn(async move {
-                    tokio::time::sleep(FLUSH).await;
-                    connection.seize(Seize::Trail(bytes));
-                });
                 return Poll::Ready(None);
             }
             let mut max = this.next_stop(end).min(this.sent + FRAME) - this.sent;
-            if let Some((connection, bandwidth)) =
-                this.connection.as_ref().and_then(|c| Some((c.clone(), c.bandwidth?)))
-            {
+            let pace = this.connection.clone().and_then(|c| Some((c.bandwidth?, c)));
+            if let Some((bandwidth, connection)) = &pace {
                 max = max.min((bandwidth / 100).clamp(1024, FRAME));
-                let mut due = connection.due.lock().expect("no panic while the lock is held");
-                let now = Instant::now();
+                let due = *connection.due();
                 // A timer ticks in milliseconds: being a little ahead keeps the mean rate right.
-                if *due > now + Duration::from_millis(2) {
-                    this.wait = Some(Box::pin(sleep_until(*due)));
+                if due > Instant::now() + Duration::from_millis(2) {
+                    this.wait = Some(Box::pin(sleep_until(due)));
                     continue;
                 }
-                let earliest = now.checked_sub(Duration::from_millis(20)).unwrap_or(now);
-                *due = (*due).max(earliest)
-                    + Duration::from_secs_f64(max as f64 / bandwidth.max(1) as f64);
             }
             let mut bytes = if this.sent < this.len {
                 this.source.slice(this.sent, max.min(this.len - this.sent))
             } else {
                 Bytes::from(vec![b' '; max as usize])
             };
+            if let Some((bandwidth, connection)) = &pace {
+                let mut due = connection.due();
+                let now = Instant::now();
+                let earliest = now.checked_sub(Duration::from_millis(20)).unwrap_or(now);
+                let seconds = bytes.len() as f64 / (*bandwidth).max(1) as f64;
+                *due = (*due).max(earliest) + Duration::from_secs_f64(seconds);
+            }
             let range = this.sent..this.sent + bytes.len() as u64;
             for flip in this.plan.flips.iter().filter(|at| range.contains(at)) {
                 let mut flipped = BytesMut::from(&bytes[..]);
@@ -240,6 +239,15 @@ impl Body for Payload {
             this.sent = range.end;
             if let (Some(counters), Source::Object(..)) = (&this.counters, &this.source) {
                 counters.bytes.fetch_add(bytes.len() as u64, Relaxed);
+            }
+            // hyper does not ask again for a body that has its whole length.
+            if let (true, Some(trailing), Some(connection)) =
+                (this.sent == end, this.plan.trailing, this.connection.clone())
+            {
+                tokio::spawn(async move {
+                    tokio::time::sleep(FLUSH).await;
+                    connection.seize(Seize::Trail(trailing));
+                });
             }
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }

@@ -45,7 +45,7 @@ pub(crate) async fn answer(
     let store = &server.store;
     match call.operation {
         Operation::ListObjectsV2 | Operation::ListObjects => list(server, call, faults),
-        Operation::GetObject | Operation::HeadObject => objects::get(store, call, faults).await,
+        Operation::GetObject | Operation::HeadObject => objects::get(server, call, faults).await,
         Operation::GetObjectMeta => objects::meta(store, call),
         Operation::PutObject => objects::put(store, call, read(body).await?),
         Operation::DeleteObject => objects::delete(store, call),

@@ -30,6 +30,7 @@ pub struct Builder {
     threads: usize,
     log: bool,
     tls: bool,
+    crc_in_s3: bool,
     sts: Config,
 }
 
@@ -45,6 +46,7 @@ impl Default for Builder {
             threads: 2,
             log: true,
             tls: false,
+            crc_in_s3: false,
             sts: Config::default(),
         }
     }
@@ -153,6 +155,11 @@ impl Builder {
         self
     }
 
+    /// Answers of the S3 dialect carry `x-oss-hash-crc64ecma` too.
+    pub fn crc_in_s3(mut self) -> Self {
+        self.crc_in_s3 = true;
+        self
+    }
     /// STS believes this token of this provider for this role.
     pub fn oidc(mut self, role_arn: &str, provider_arn: &str, token: &str) -> Self {
         self.sts.role_arn = Some(role_arn.into());
@@ -188,11 +195,6 @@ impl Builder {
 
     /// As [`Builder::start`], for callers without a runtime.
     pub fn start_blocking(self) -> std::io::Result<OssServer> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(self.threads)
-            .thread_name("oss-server")
-            .enable_all()
-            .build()?;
         let socket = std::net::TcpListener::bind(self.listen)?;
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
@@ -200,6 +202,12 @@ impl Builder {
             true => Some(Tls::generate(&self.addressing.names()).map_err(std::io::Error::other)?),
             false => None,
         };
+        // Last of what can fail: a runtime must not be dropped inside another one.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(self.threads)
+            .thread_name("oss-server")
+            .enable_all()
+            .build()?;
         let server = Arc::new(Server {
             store: self.store,
             region: self.region,
@@ -211,6 +219,7 @@ impl Builder {
             admitted: Mutex::new(None),
             request_ids: AtomicU64::new(0),
             tls,
+            crc_in_s3: self.crc_in_s3,
             sts: Sts::new(self.sts),
         });
         let listener = {

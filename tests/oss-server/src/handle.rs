@@ -219,6 +219,23 @@ impl OssServer {
         self.server.counters.snapshot()
     }
 
+    /// Waits until the counters are as wanted; says whether they were within `time`.
+    pub fn wait_until(&self, time: Duration, wanted: impl Fn(&Stats) -> bool) -> bool {
+        let end = std::time::Instant::now() + time;
+        while !wanted(&self.stats()) {
+            if std::time::Instant::now() >= end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+
+    /// Switches the log and the counts by key.
+    pub fn set_log(&self, on: bool) {
+        self.server.counters.logging.store(on, Relaxed);
+    }
+
     /// Sets the counters, the log and the counts by key to zero.
     pub fn reset_stats(&self) {
         self.server.counters.reset();

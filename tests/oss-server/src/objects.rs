@@ -11,6 +11,7 @@ use crate::faults::Action;
 use crate::put::PutOptions;
 use crate::reply::Reply;
 use crate::request::{Call, Dialect};
+use crate::server::Server;
 use crate::store::{Content, Kind, Object, Store};
 
 /// An object as a GET finds it: itself, or what its link leads to.
@@ -37,8 +38,12 @@ pub(crate) fn find(store: &Store, call: &Call) -> Result<Found, ApiError> {
 }
 
 /// GET and HEAD of an object.
-pub(crate) async fn get(store: &Store, call: &Call, faults: &[Action]) -> Result<Reply, ApiError> {
-    let found = find(store, call)?;
+pub(crate) async fn get(
+    server: &Server,
+    call: &Call,
+    faults: &[Action],
+) -> Result<Reply, ApiError> {
+    let found = find(&server.store, call)?;
     let object = found.object;
     let size = object.content.len();
     if let Some(unmet) = conditions(call, &object) {
@@ -72,9 +77,6 @@ pub(crate) async fn get(store: &Store, call: &Call, faults: &[Action]) -> Result
                     &crate::reply::http_date(link.modified.max(object.modified)),
                 );
             }
-            if let Some(crc) = crc(&object).await {
-                reply.set("x-oss-hash-crc64ecma", &crc.to_string());
-            }
             if matches!(object.kind, Kind::Appendable) {
                 reply.set("x-oss-next-append-position", &size.to_string());
             }
@@ -88,6 +90,11 @@ pub(crate) async fn get(store: &Store, call: &Call, faults: &[Action]) -> Result
                 reply.set("x-amz-checksum-type", &object.checksum_type);
             }
         }
+    }
+    if (call.dialect == Dialect::Oss || server.crc_in_s3)
+        && let Some(crc) = crc(&object).await
+    {
+        reply.set("x-oss-hash-crc64ecma", &crc.to_string());
     }
     let range = range.unwrap_or(0..size);
     if head {

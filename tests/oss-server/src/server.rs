@@ -52,6 +52,8 @@ pub(crate) struct Server {
     pub(crate) admitted: Mutex<Option<(Instant, f64)>>,
     pub(crate) request_ids: AtomicU64,
     pub(crate) tls: Option<Tls>,
+    /// Whether answers of the S3 dialect carry OSS's CRC: nobody has said whether OSS's do.
+    pub(crate) crc_in_s3: bool,
     pub(crate) sts: Sts,
 }
 

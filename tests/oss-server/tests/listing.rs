@@ -92,6 +92,15 @@ fn prefix_and_start_after_are_strings() {
 }
 
 #[test]
+fn start_after_a_folder_is_before_what_is_in_it() {
+    let server = server();
+    let query = "list-type=2&delimiter=%2F&start-after=a%2F";
+    let (keys, folders) = pages(&server, query, false);
+    assert_eq!(keys, ["b\n", "ü"]);
+    assert_eq!(folders, ["a/", "c/", "\u{10ffff}/"]);
+}
+
+#[test]
 fn generated_objects_mix_with_stored_ones() {
     let server = server();
     let set: Generated = "small=2500x16KiB".parse().unwrap();

@@ -146,8 +146,12 @@ fn s3_checksums_come_when_asked_for_and_not_with_a_range() {
     assert_eq!(answer.header("x-amz-checksum-sha256"), Some("abc="));
     assert_eq!(answer.header("x-amz-checksum-type"), Some("COMPOSITE"));
     assert_eq!(answer.header("x-amz-storage-class"), Some("Standard"));
+    assert_eq!(answer.header("x-oss-hash-crc64ecma"), None);
     let answer = get(&server, "k", &[plain[0], mode, ("range", "bytes=0-0")]);
     assert_eq!((answer.status, answer.header("x-amz-checksum-sha256")), (206, None));
+    let server = OssServer::builder().public_bucket("b").crc_in_s3().start_blocking().unwrap();
+    server.put("b", "k", "x");
+    assert!(get(&server, "k", &plain).header("x-oss-hash-crc64ecma").is_some());
 }
 
 #[test]

@@ -139,3 +139,22 @@ fn a_bucket_elsewhere_names_its_endpoint() {
     assert_eq!((answer.status, answer.code()), (403, "AccessDenied"));
     assert!(answer.text().contains("<Endpoint>oss-cn-beijing.aliyuncs.com</Endpoint>"));
 }
+
+#[test]
+fn a_body_must_hash_to_what_its_headers_say() {
+    let server = server();
+    let put = |headers: &[(&str, &str)], body: &[u8]| {
+        let host = server.address().to_string();
+        let signed = sign_s3("PUT", &format!("http://{host}/b/new"), headers, KEY);
+        let headers: Vec<_> = signed.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        send(server.address(), "PUT", "/b/new", &headers, body)
+    };
+    let sha256 = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881";
+    let md5 = [("content-md5", "ndTkYSaMgDT1yFZOFVxnpg==")];
+    assert_eq!(put(&[("x-amz-content-sha256", sha256)], b"x").status, 200);
+    assert_eq!(put(&[("x-amz-content-sha256", sha256)], b"y").code(), "ContentSHA256Mismatch");
+    assert_eq!(put(&md5, b"x").status, 200);
+    assert_eq!(put(&md5, b"y").code(), "InvalidDigest");
+    assert_eq!(put(&[("content-md5", "nonsense")], b"x").code(), "InvalidDigest");
+    assert_eq!(server.read("b", "new").as_deref(), Some(&b"x"[..]));
+}

@@ -44,8 +44,20 @@ pub fn send(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> Answer {
+    send_for(Duration::from_secs(20), to, method, target, headers, body)
+}
+
+/// As [`send`], but waits no longer than `patience` for more of the answer.
+pub fn send_for(
+    patience: Duration,
+    to: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Answer {
     let mut stream = TcpStream::connect(to).unwrap();
-    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    stream.set_read_timeout(Some(patience)).unwrap();
     let mut head = format!("{method} {target} HTTP/1.1\r\n");
     if !headers.iter().any(|(name, _)| *name == "host") {
         head += &format!("host: {to}\r\n");

@@ -1,0 +1,141 @@
+//! Our own files on a volume: manifest, marker, locks. In `.ossvp`, or in a shard's directory in it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::sort::SpillFile;
+use super::volume::{
+    DIRECTORY, FILE_MODE, VolumeError, errno, failed, open_or_make_directory, write_failed,
+};
+use crate::handoff::ShardOf;
+
+/// A directory of ours.
+#[derive(Debug)]
+pub(crate) struct Own {
+    fd: OwnedFd,
+    /// As messages show it, relative to the volume root.
+    path: String,
+}
+
+impl Own {
+    pub(crate) fn new(fd: OwnedFd, path: impl Into<String>) -> Self {
+        Self { fd, path: path.into() }
+    }
+
+    /// Opens the directory `name` in `at`, made if missing.
+    pub(crate) fn make(at: impl AsFd, name: &str, path: &str) -> Result<Self, VolumeError> {
+        Ok(Self::new(open_or_make_directory(at, name, path)?, path))
+    }
+
+    /// The same directory once more.
+    pub(crate) fn try_clone(&self) -> Result<Self, VolumeError> {
+        let fd = self.fd.try_clone().map_err(|error| failed("open", &self.path)(errno(&error)))?;
+        Ok(Self::new(fd, &self.path))
+    }
+
+    fn shard_name(shard: ShardOf) -> String {
+        format!("shard-{}-of-{}", shard.index, shard.count)
+    }
+
+    /// The directory of one shard, made if missing.
+    pub(crate) fn make_shard(&self, shard: ShardOf) -> Result<Self, VolumeError> {
+        let name = Self::shard_name(shard);
+        Self::make(&self.fd, &name, &format!("{}/{name}", self.path))
+    }
+
+    /// The directory of one shard, if it exists; the whole volume's is this one.
+    pub(crate) fn shard(&self, shard: ShardOf) -> Result<Option<Self>, VolumeError> {
+        let name = if shard == ShardOf::WHOLE { ".".to_owned() } else { Self::shard_name(shard) };
+        let path = format!("{}/{name}", self.path);
+        match fs::openat(&self.fd, name.as_str(), DIRECTORY, Mode::empty()) {
+            Ok(fd) => Ok(Some(Self::new(fd, path))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(failed("open", path)(errno)),
+        }
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn shown(&self, name: &str) -> String {
+        format!("{}/{name}", self.path)
+    }
+
+    /// Opens a file.
+    pub(crate) fn open(&self, name: &str, flags: OFlags) -> Result<File, VolumeError> {
+        fs::openat(&self.fd, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, FILE_MODE)
+            .map(File::from)
+            .map_err(failed("open", self.shown(name)))
+    }
+
+    /// Opens a file for reading, if it exists.
+    pub(crate) fn read(&self, name: &str) -> Result<Option<File>, VolumeError> {
+        match self.open(name, OFlags::RDONLY) {
+            Ok(file) => Ok(Some(file)),
+            Err(VolumeError::Call { source: Errno::NOENT, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes a lock that a crash releases, or says that another has it. It is held while the file
+    /// is open.
+    pub(crate) fn try_lock(
+        &self,
+        name: &str,
+        operation: FlockOperation,
+    ) -> Result<Option<File>, VolumeError> {
+        let file = self.open(name, OFlags::CREATE | OFlags::RDWR)?;
+        match fs::flock(&file, operation) {
+            Ok(()) => Ok(Some(file)),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(failed("lock", self.shown(name))(errno)),
+        }
+    }
+
+    /// Writes a file so that it is there whole or not at all, also after a power cut.
+    pub(crate) fn write(&self, name: &str, contents: &[u8]) -> Result<(), VolumeError> {
+        let draft = format!("{name}.new");
+        let file = self.open(&draft, OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY)?;
+        io::Write::write_all(&mut &file, contents).map_err(|error| {
+            write_failed(&self.fd, &self.shown(&draft), contents.len() as u64, errno(&error))
+        })?;
+        self.settle(&draft, name, &file)
+    }
+
+    /// Syncs the file `draft`, renames it to `name` and syncs the rename.
+    pub(crate) fn settle(&self, draft: &str, name: &str, file: &File) -> Result<(), VolumeError> {
+        fs::fsync(file).map_err(|errno| write_failed(&self.fd, &self.shown(draft), 0, errno))?;
+        fs::renameat(&self.fd, draft, &self.fd, name).map_err(failed("name", self.shown(name)))?;
+        self.sync()
+    }
+
+    /// Removes a file, if it exists, and syncs that.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), VolumeError> {
+        match fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) => self.sync(),
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(failed("remove", self.shown(name))(errno)),
+        }
+    }
+
+    fn sync(&self) -> Result<(), VolumeError> {
+        fs::fsync(&self.fd).map_err(failed("sync", &self.path))
+    }
+
+    /// A maker of files without a name, for what sorting cannot hold in memory.
+    pub(crate) fn spill(self: &Arc<Self>) -> SpillFile {
+        let own = Arc::clone(self);
+        Box::new(move || {
+            let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR;
+            let file = own.open("spill", flags).map_err(io::Error::other)?;
+            fs::unlinkat(&own.fd, "spill", AtFlags::empty())?;
+            Ok(file)
+        })
+    }
+}

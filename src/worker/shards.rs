@@ -1,0 +1,97 @@
+//! Many workers on one volume: when the last of them is done, the volume is.
+//!
+//! Each shard has its own directory in `.ossvp` with manifest, staged files, lock and marker. The
+//! shard that finds all others' markers there writes the volume's.
+
+use std::io::{self, BufWriter, Write};
+
+use rustix::fs::{FlockOperation, OFlags};
+use sha2::{Digest, Sha256};
+
+use super::commit::SUMS;
+use super::failure::Failure;
+use super::inspect::{self, MARKER};
+use super::manifest::hex;
+use super::volume::{Volume, errno};
+use crate::handoff::{Marker, ShardOf};
+
+/// The file whose lock says who looks at all markers.
+const COMPLETION: &str = "completion";
+
+/// The marker of the whole volume, if every shard agrees with `mine` on what was listed; `None`
+/// while some are not done.
+///
+/// # Errors
+/// [`Failure::ShardsDiffer`] if shards saw different listings. The markers of those that differ from
+/// this one are removed, so that the next run lists for them anew.
+pub(crate) fn join(volume: &Volume, mine: &Marker) -> Result<Option<Marker>, Failure> {
+    let base = volume.base();
+    // held until the end of this function: two shards that end at once look one after the other
+    let _lock = base.try_lock(COMPLETION, FlockOperation::LockExclusive)?;
+    let count = mine.shard.count;
+    let mut markers = Vec::with_capacity(count as usize);
+    for index in 0..count {
+        let own = base.shard(ShardOf { index, count })?;
+        let Some(own) = own else { return Ok(None) };
+        let Some(marker) = inspect::marker(&own)? else { return Ok(None) };
+        markers.push((own, marker));
+    }
+    let agrees = |marker: &Marker| {
+        marker.source == mine.source && marker.listing_digest == mine.listing_digest
+    };
+    let mut differing = Vec::new();
+    for (own, marker) in markers.iter().filter(|(_, marker)| !agrees(marker)) {
+        own.remove(MARKER)?;
+        differing.push(marker.shard.index);
+    }
+    if !differing.is_empty() {
+        return Err(Failure::ShardsDiffer { shard: mine.shard, differing });
+    }
+    let whole = whole(mine, markers.iter().map(|(_, marker)| marker));
+    if whole.sha256 {
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY;
+        let wrong = |error: io::Error| volume.writing(SUMS, 0, errno(&error));
+        let mut sums = BufWriter::new(base.open("SHA256SUMS.new", flags)?);
+        for (own, _) in &markers {
+            if let Some(mut file) = own.read(SUMS)? {
+                io::copy(&mut file, &mut sums).map_err(wrong)?;
+            }
+        }
+        sums.flush().map_err(wrong)?;
+        let file = sums.into_inner().map_err(|error| wrong(error.into_error()))?;
+        base.settle("SHA256SUMS.new", SUMS, &file)?;
+    }
+    volume.sync()?;
+    let text = serde_json::to_string_pretty(&whole).expect("plain strings always serialise");
+    base.write(MARKER, text.as_bytes())?;
+    Ok(Some(whole))
+}
+
+/// What all markers say together.
+fn whole<'m>(mine: &Marker, markers: impl Iterator<Item = &'m Marker>) -> Marker {
+    let mut manifests = Sha256::new();
+    let mut whole = Marker {
+        objects: 0,
+        bytes: 0,
+        directories: 0,
+        verified: Default::default(),
+        sha256: true,
+        shard: ShardOf::WHOLE,
+        shards: mine.shard.count,
+        bytes_per_s: 0,
+        ..mine.clone()
+    };
+    for marker in markers {
+        whole.objects += marker.objects;
+        whole.bytes += marker.bytes;
+        whole.directories += marker.directories;
+        whole.verified.add(&marker.verified);
+        whole.sha256 &= marker.sha256;
+        // they ran side by side
+        whole.bytes_per_s += marker.bytes_per_s;
+        whole.started = whole.started.min(marker.started.clone());
+        manifests.update(&marker.manifest_sha256);
+    }
+    whole.manifest_sha256 = hex(&manifests.finalize());
+    whole
+}

@@ -1,0 +1,113 @@
+//! Several workers fill one volume, each its share; the last of them completes it.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use oss_server::OssServer;
+use support::{BUCKET, Place, Ran, Run, bytes, files, ossvp, populate, server};
+
+fn put(server: &OssServer, objects: u64) -> BTreeMap<String, Vec<u8>> {
+    let mut expected = BTreeMap::new();
+    for n in 0..objects {
+        let (path, body) = (format!("d{}/{n}", n % 7), bytes(n, (n * 37 % 5000) as usize));
+        server.put(BUCKET, &format!("data/{path}"), body.clone());
+        expected.insert(path, body);
+    }
+    expected
+}
+
+fn shard(server: &OssServer, volume: &Path, shard: &str, more: &[&str]) -> Ran {
+    populate(server, "oss://bucket/data/", volume).args(["--shard", shard]).args(more).run()
+}
+
+#[test]
+fn the_last_shard_completes_the_volume() {
+    let server = server();
+    let place = Place::new();
+    let expected = put(&server, 200);
+    std::thread::scope(|scope| {
+        for n in 0..4 {
+            let (server, volume) = (&server, place.volume());
+            scope.spawn(move || shard(server, &volume, &format!("{n}/4"), &["--sha256"]).ended(0));
+        }
+    });
+    assert_eq!(files(&place.volume()), expected);
+    let marker = std::fs::read(place.volume().join(".ossvp/complete.json")).unwrap();
+    let marker: ossvp::handoff::Marker = serde_json::from_slice(&marker).unwrap();
+    assert_eq!((marker.objects, marker.verified.crc64, marker.shards), (200, 200, 4));
+    let verified = ossvp().arg("verify").arg(place.volume()).run().ended(0);
+    assert!(verified.stderr.contains("200 files"), "{}", verified.stderr);
+    let sums = std::process::Command::new("sha256sum")
+        .args(["--check", "--quiet", "--strict", ".ossvp/SHA256SUMS"])
+        .current_dir(place.volume())
+        .output()
+        .unwrap();
+    assert!(sums.status.success(), "{sums:?}");
+    // a whole run finds it complete
+    server.reset_stats();
+    populate(&server, "oss://bucket/data/", &place.volume()).run().ended(0);
+    assert_eq!(server.stats().requests, 0);
+
+    std::fs::write(place.volume().join("d1/1"), "changed").unwrap();
+    ossvp().arg("verify").arg(place.volume()).run().ended(6);
+}
+
+#[test]
+fn one_shard_alone_completes_nothing() {
+    let server = server();
+    let place = Place::new();
+    put(&server, 20);
+    let ran = shard(&server, &place.volume(), "0/2", &[]).ended(0);
+    assert!(ran.outcome().message.starts_with("shard 0/2 complete"), "{:?}", ran.outcome());
+    assert!(!place.volume().join(".ossvp/complete.json").exists());
+    ossvp().arg("verify").arg(place.volume()).run().ended(8);
+    // and again: its own share is done
+    server.reset_stats();
+    shard(&server, &place.volume(), "0/2", &[]).ended(0);
+    assert_eq!(server.stats().requests, 0);
+}
+
+#[test]
+fn shards_that_saw_different_listings_are_found_out() {
+    let server = server();
+    let place = Place::new();
+    put(&server, 20);
+    shard(&server, &place.volume(), "0/2", &[]).ended(0);
+    server.put(BUCKET, "data/late", "arrived between the two");
+    shard(&server, &place.volume(), "1/2", &[]).ended(5).says("different listings");
+    assert!(!place.volume().join(".ossvp/complete.json").exists());
+    // the next round agrees
+    shard(&server, &place.volume(), "0/2", &[]).ended(0);
+    shard(&server, &place.volume(), "1/2", &[]).ended(0);
+    assert_eq!(files(&place.volume()).len(), 21);
+    ossvp().arg("verify").arg(place.volume()).run().ended(0);
+}
+
+#[test]
+fn a_whole_run_and_a_shard_exclude_each_other() {
+    let server = server();
+    let place = Place::new();
+    put(&server, 5);
+    server.fault(oss_server::Fault::get("data/d0/0").stall_forever_after(0));
+    server.fault(oss_server::Fault::get("data/d1/1").stall_forever_after(10));
+    let mut child = populate(&server, "oss://bucket/data/", &place.volume())
+        .args(["--shard", "0/2"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !place.volume().join(".ossvp/shard-0-of-2/manifest").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it should hang");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let whole = populate(&server, "oss://bucket/data/", &place.volume()).run();
+    whole.ended(4).says("another worker holds the volume");
+    shard(&server, &place.volume(), "0/2", &[]).ended(4);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    server.clear_faults();
+    populate(&server, "oss://bucket/data/", &place.volume()).run().ended(0);
+}

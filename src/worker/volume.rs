@@ -44,7 +44,10 @@ pub enum VolumeError {
         source: Errno,
     },
     /// Something stands where a directory or a file of ours must be.
-    #[error("{} is {found} where {wanted} must be; remove it, or fill an empty volume", shown(path))]
+    #[error(
+        "{} is {found} where {wanted} must be; remove it, or fill an empty volume",
+        shown(path)
+    )]
     InTheWay {
         /// The path, relative to the volume root.
         path: String,

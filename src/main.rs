@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use ossvp::cli::{Cli, Command, LogArgs};
 use ossvp::handoff::{ExitCode, Outcome, PopulateArgs, VerifyArgs};
-use ossvp::telemetry;
+use ossvp::telemetry::{self, chain};
 use ossvp::worker::{self, Ended, Options, Stop};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -61,11 +61,6 @@ fn outcome_path() -> Option<PathBuf> {
 fn fail(message: &str, code: ExitCode) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "ossvp: {message}");
     code
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
 
 fn populate(args: PopulateArgs) -> ExitCode {

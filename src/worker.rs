@@ -8,6 +8,7 @@
 //! what the volume holds, requests fetch what is missing, and a file gets its name only once it is
 //! whole and checked. Nothing here grows with the number or the size of objects.
 
+mod at;
 mod audit;
 mod cap;
 mod commit;
@@ -50,11 +51,11 @@ pub use report::{Ended, print_plan};
 
 use commit::{Committed, Ledger};
 use fetch::{Fetcher, blocking};
-use inspect::{History, Past};
+use inspect::{Capacity, History, Past};
 use list::Listing;
 use own::Own;
 use pace::Pace;
-use plan::{Action, Capacity, Demands, Needs, Planner};
+use plan::{Action, Demands, Needs, Planner};
 use progress::{Counters, Display};
 use report::Watch;
 use sort::SpillFile;
@@ -253,7 +254,7 @@ async fn fill(
         move || {
             let history = remaining(&options, &volume, &boot)?;
             let reserved = volume.clean_staged(resumable)?;
-            let capacity = capacity(&volume, &history, reserved)?;
+            let capacity = Capacity::of(&volume, &history, reserved)?;
             let ledger = Ledger::open(&volume, &counters, &options.identity, &history, &boot)?;
             Ok((history, capacity, Arc::new(ledger)))
         }
@@ -312,14 +313,6 @@ async fn stated_sums(
         return Ok(Sums::default());
     }
     Sums::fetch(source, &options.source.prefix(), spill).await
-}
-
-fn capacity(volume: &Volume, history: &History, reserved: u64) -> Result<Capacity, Failure> {
-    let room = volume.room()?;
-    Ok(Capacity {
-        bytes: room.available.saturating_add(history.bytes).saturating_add(reserved),
-        files: room.files.map(|files| files.saturating_add(history.files)),
-    })
 }
 
 /// A task that ends with its owner.
@@ -490,13 +483,13 @@ fn what_is_there(options: &Options) -> Result<(History, Option<Capacity>), Failu
             }
             _ => History::none(),
         };
-        let capacity = capacity(&volume, &history, 0)?;
+        let capacity = Capacity::of(&volume, &history, 0)?;
         return Ok((history, Some(capacity)));
     }
     // not made yet: it will be where its parent is
     let there = [Some(path.as_path()), path.parent()].into_iter().flatten();
     let there = there.map(|at| if at.as_os_str().is_empty() { ".".as_ref() } else { at });
-    let room = there.filter_map(|at| std::fs::File::open(at).ok()).map(volume::room).next();
+    let room = there.filter_map(|at| std::fs::File::open(at).ok()).map(at::room).next();
     let capacity =
         room.transpose()?.map(|room| Capacity { bytes: room.available, files: room.files });
     Ok((History::none(), capacity))

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::commit::{Committed, Finished, Ledger, digests_of, read_digests};
 use super::failure::Failure;
-use super::large::Large;
+use super::large::{Large, Opening};
 use super::list::{Entry, Target};
 use super::manifest::FileRecord;
 use super::options::Options;
@@ -40,9 +40,9 @@ const ATTEMPTS: u32 = 3;
 pub(crate) struct Fetcher {
     objects: Arc<dyn ObjectStore>,
     dialect: Dialect,
-    pub(super) volume: Arc<Volume>,
+    volume: Arc<Volume>,
     ledger: Arc<Ledger>,
-    pub(super) calls: Arc<Calls>,
+    calls: Arc<Calls>,
     counters: Arc<Counters>,
     options: Arc<Options>,
     demands: Demands,
@@ -53,9 +53,9 @@ pub(crate) struct Fetcher {
 /// One request.
 #[derive(Debug)]
 enum Unit {
-    Whole { entry: Entry, replaces: bool },
+    Whole { entry: Box<Entry>, replaces: bool },
     Part { large: Arc<Large>, index: usize },
-    Reread { entry: Entry, record: FileRecord },
+    Reread { entry: Box<Entry>, record: Box<FileRecord> },
 }
 
 /// What came of an action or a request.
@@ -185,7 +185,9 @@ impl Fetcher {
                 self.ledger.remove(&held)?;
                 Step::Nothing
             }
-            Action::Reread { entry, record } => Step::Unit(Unit::Reread { entry, record }),
+            Action::Reread { entry, record } => {
+                Step::Unit(Unit::Reread { entry: Box::new(entry), record: Box::new(record) })
+            }
             Action::Fetch { entry, replaces } => self.fetch(entry, replaces)?,
         })
     }
@@ -194,17 +196,35 @@ impl Fetcher {
     /// is not known yet.
     fn fetch(&self, entry: Entry, replaces: bool) -> Result<Step, Failure> {
         if entry.symlink || entry.size <= self.options.part_size {
-            return Ok(Step::Unit(Unit::Whole { entry, replaces }));
+            return Ok(Step::Unit(Unit::Whole { entry: Box::new(entry), replaces }));
         }
-        let (size, etag) = (entry.size, entry.etag.clone());
-        Ok(Step::Large(Large::open(self, entry, replaces, size, etag)?))
+        let etag = entry.etag.clone();
+        Ok(Step::Large(self.large(entry, replaces, etag)?))
+    }
+
+    /// Opens an object in parts, in the version `etag`.
+    fn large(
+        &self,
+        entry: Entry,
+        replaces: bool,
+        etag: Option<String>,
+    ) -> Result<Arc<Large>, Failure> {
+        let size = entry.size;
+        let opening = Opening {
+            volume: &self.volume,
+            calls: &self.calls,
+            part_size: self.options.part_size_for(size),
+            direct: self.options.direct,
+            wanted: self.part_digests(),
+        };
+        Large::open(opening, entry, replaces, size, etag)
     }
 
     async fn perform(self: &Arc<Self>, unit: Unit) -> Result<Step, Failure> {
         match unit {
-            Unit::Whole { entry, replaces } => self.whole(entry, replaces).await,
+            Unit::Whole { entry, replaces } => self.whole(*entry, replaces).await,
             Unit::Part { large, index } => self.part(large, index).await,
-            Unit::Reread { entry, record } => self.reread(entry, record).await,
+            Unit::Reread { entry, record } => self.reread(*entry, *record).await,
         }
     }
 
@@ -266,7 +286,7 @@ impl Fetcher {
             if size > self.options.part_size {
                 let etag = answer.meta.e_tag.clone();
                 let entry = Entry { size, ..entry.clone() };
-                let large = self.calls.run(|| Large::open(self, entry, replaces, size, etag))?;
+                let large = self.calls.run(|| self.large(entry, replaces, etag))?;
                 return Ok(Attempt::Large(large));
             }
         } else {
@@ -399,7 +419,7 @@ impl Fetcher {
 
     /// What is computed over a part: all that combines, where it is not known yet what the source
     /// states of the whole.
-    pub(super) fn part_digests(&self) -> Wanted {
+    fn part_digests(&self) -> Wanted {
         match self.dialect {
             Dialect::S3 => Wanted::COMBINING,
             Dialect::Oss | Dialect::File => Wanted::default(),
@@ -506,10 +526,6 @@ impl Fetcher {
         self.counters.done_bytes.fetch_add(record.size, Relaxed);
         let record = FileRecord { sha256: found.sha256.or(record.sha256), ..record };
         Ok(Step::Committed(self.calls.run(|| self.ledger.record(record))?))
-    }
-
-    pub(super) fn options(&self) -> &Options {
-        &self.options
     }
 }
 

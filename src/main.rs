@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use ossvp::cli::{Cli, Command, LogArgs};
-use ossvp::handoff::{ByteSize, ExitCode, Outcome, PopulateArgs, VerifyArgs};
+use ossvp::handoff::{ExitCode, Outcome, PopulateArgs, VerifyArgs};
 use ossvp::telemetry;
 use ossvp::worker::{self, Ended, Options, Stop};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 
@@ -79,6 +80,7 @@ fn populate(args: PopulateArgs) -> ExitCode {
             return fail(&message, ExitCode::Usage);
         }
     };
+    allow_descriptors();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start: {error}"), ExitCode::Unexpected),
@@ -107,6 +109,16 @@ fn populate(args: PopulateArgs) -> ExitCode {
     ended.code
 }
 
+/// A connection and a file for each request in flight, a few for ourselves: the soft limit of 1024
+/// that most systems start with is too low, the hard one is ours to use.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
+}
+
 /// One line for people on stderr; a plan goes to stdout.
 fn show(ended: &Ended) {
     if let Some(message) = ended.message() {
@@ -128,7 +140,7 @@ fn show(ended: &Ended) {
             marker.bytes,
             tally.verified(),
         );
-        let rate = ByteSize::new(marker.bytes_per_s / 1_000_000 * 1_000_000);
+        let rate = indicatif::DecimalBytes(marker.bytes_per_s);
         let seconds = ended.figures.seconds;
         let _ = match ended.already_complete {
             true => writeln!(std::io::stderr(), "ossvp: {line}"),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use futures::StreamExt;
 use object_store::{GetOptions, GetRange, GetResult, ObjectStore};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::commit::{Committed, Finished, Ledger, digests_of, read_digests};
@@ -28,6 +28,10 @@ use crate::handoff::{Checked, Direct, VerifyMode};
 use crate::keys::{Dialect, VolumePath};
 use crate::store::{Source, Stated, explain, location};
 
+/// Parts that may write past the page cache at once. Each holds a buffer of 1 MiB, and that many
+/// writes keep any one device busy.
+const DIRECT_PARTS: usize = 32;
+
 /// How often an object is fetched before its checksum is taken to be really wrong.
 const ATTEMPTS: u32 = 3;
 
@@ -42,6 +46,7 @@ pub(crate) struct Fetcher {
     counters: Arc<Counters>,
     options: Arc<Options>,
     demands: Demands,
+    direct: Semaphore,
     names: AtomicU64,
 }
 
@@ -53,15 +58,16 @@ enum Unit {
     Reread { entry: Entry, record: FileRecord },
 }
 
-/// What came of it.
+/// What came of an action or a request.
 #[derive(Debug)]
-enum Done {
+enum Step {
     Committed(Committed),
-    Part,
-    /// An object that turns out to be worth parts.
+    /// A directory, a removal, a part that was not the last.
+    Nothing,
+    /// A request to make.
+    Unit(Unit),
+    /// An object to fetch in parts.
     Large(Arc<Large>),
-    /// A file that must be fetched after all.
-    Fetch(Entry),
 }
 
 /// What came of one attempt to fetch a whole object.
@@ -89,6 +95,7 @@ impl Fetcher {
             counters: Arc::clone(counters),
             options: Arc::clone(options),
             demands,
+            direct: Semaphore::new(DIRECT_PARTS),
             names: AtomicU64::new(0),
         })
     }
@@ -114,7 +121,7 @@ impl Fetcher {
         self: &Arc<Self>,
         actions: &mut mpsc::Receiver<Result<Action, Failure>>,
         pace: &Pace,
-        requests: &mut JoinSet<Result<Done, Failure>>,
+        requests: &mut JoinSet<Result<Step, Failure>>,
     ) -> Result<Committed, Failure> {
         let mut waiting: VecDeque<Unit> = VecDeque::new();
         let mut larges: VecDeque<(Arc<Large>, usize)> = VecDeque::new();
@@ -133,73 +140,72 @@ impl Fetcher {
             if planned && waiting.is_empty() && requests.is_empty() {
                 return Ok(committed);
             }
-            tokio::select! {
+            let step = tokio::select! {
                 biased;
-                Some(done) = requests.join_next() => {
-                    let done = done.map_err(|error| {
-                        Failure::Unexpected(format!("a request did not finish: {error}"))
-                    })?;
-                    match done? {
-                        Done::Committed(more) => committed = committed.and(more),
-                        Done::Part => {}
-                        Done::Large(large) => larges.push_back((large, 0)),
-                        Done::Fetch(entry) => waiting.push_back(Unit::Whole { entry, replaces: true }),
-                    }
-                }
+                Some(done) = requests.join_next() => done.map_err(|error| {
+                    Failure::Unexpected(format!("a request did not finish: {error}"))
+                })??,
                 permit = pace.permit(), if !waiting.is_empty() => {
                     if let Some(unit) = waiting.pop_front() {
                         let fetcher = Arc::clone(self);
                         requests.spawn(async move {
-                            let done = fetcher.perform(unit).await;
+                            let step = fetcher.perform(unit).await;
                             drop(permit);
-                            done
+                            step
                         });
                     }
+                    Step::Nothing
                 }
                 action = actions.recv(), if !planned && waiting.is_empty() => match action {
-                    None => planned = true,
-                    Some(action) => match self.calls.run(|| self.begin(action?))? {
-                        Begun::Done(more) => committed = committed.and(more),
-                        Begun::Unit(unit) => waiting.push_back(unit),
+                    Some(action) => self.calls.run(|| self.begin(action?))?,
+                    None => {
+                        planned = true;
+                        Step::Nothing
                     }
                 }
+            };
+            match step {
+                Step::Nothing => {}
+                Step::Committed(more) => committed = committed.and(more),
+                Step::Unit(unit) => waiting.push_back(unit),
+                Step::Large(large) => larges.push_back((large, 0)),
             }
         }
     }
 
     /// Does what needs no request at once, and makes a unit of what does.
-    fn begin(&self, action: Action) -> Result<Begun, Failure> {
+    fn begin(&self, action: Action) -> Result<Step, Failure> {
         Ok(match action {
-            Action::Keep(record) => Begun::Done(self.ledger.keep(&record)),
+            Action::Keep(record) => Step::Committed(self.ledger.keep(&record)),
             Action::MakeDirectory { entry, kept } => {
                 self.ledger.directory(&entry, kept)?;
-                Begun::Done(Committed::default())
+                Step::Nothing
             }
             Action::Remove(held) => {
                 self.ledger.remove(&held)?;
-                Begun::Done(Committed::default())
+                Step::Nothing
             }
-            Action::Reread { entry, record } => Begun::Unit(Unit::Reread { entry, record }),
-            Action::Fetch { entry, replaces } => Begun::Unit(Unit::Whole { entry, replaces }),
+            Action::Reread { entry, record } => Step::Unit(Unit::Reread { entry, record }),
+            Action::Fetch { entry, replaces } => self.fetch(entry, replaces)?,
         })
     }
 
-    async fn perform(self: &Arc<Self>, unit: Unit) -> Result<Done, Failure> {
+    /// An object in one request, or a large one that is opened for its parts; of a symlink the size
+    /// is not known yet.
+    fn fetch(&self, entry: Entry, replaces: bool) -> Result<Step, Failure> {
+        if entry.symlink || entry.size <= self.options.part_size {
+            return Ok(Step::Unit(Unit::Whole { entry, replaces }));
+        }
+        let (size, etag) = (entry.size, entry.etag.clone());
+        Ok(Step::Large(Large::open(self, entry, replaces, size, etag)?))
+    }
+
+    async fn perform(self: &Arc<Self>, unit: Unit) -> Result<Step, Failure> {
         match unit {
-            Unit::Whole { entry, replaces } if self.in_parts(&entry) => {
-                let (size, etag) = (entry.size, entry.etag.clone());
-                let large = self.calls.run(|| Large::open(self, entry, replaces, size, etag))?;
-                Ok(Done::Large(large))
-            }
             Unit::Whole { entry, replaces } => self.whole(entry, replaces).await,
             Unit::Part { large, index } => self.part(large, index).await,
             Unit::Reread { entry, record } => self.reread(entry, record).await,
         }
-    }
-
-    /// Whether an object is fetched in parts; of a symlink the size is not known yet.
-    fn in_parts(&self, entry: &Entry) -> bool {
-        !entry.symlink && entry.size > self.options.part_size
     }
 
     async fn get(
@@ -213,7 +219,7 @@ impl Fetcher {
         Ok((answer, stated))
     }
 
-    async fn whole(self: &Arc<Self>, entry: Entry, replaces: bool) -> Result<Done, Failure> {
+    async fn whole(self: &Arc<Self>, entry: Entry, replaces: bool) -> Result<Step, Failure> {
         let Target::File(path) = entry.target.clone() else {
             return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
         };
@@ -226,9 +232,9 @@ impl Fetcher {
                         self.calls.run(|| self.ledger.commit(&entry, finished, replaces))?;
                     self.counters.fetched_objects.fetch_add(1, Relaxed);
                     tracing::debug!(path = path.as_str(), bytes = entry.size, "committed");
-                    return Ok(Done::Committed(committed));
+                    return Ok(Step::Committed(committed));
                 }
-                Attempt::Large(large) => return Ok(Done::Large(large)),
+                Attempt::Large(large) => return Ok(Step::Large(large)),
                 Attempt::Mismatch(mismatch) => self.again(&entry, attempts, mismatch)?,
             }
         }
@@ -353,7 +359,7 @@ impl Fetcher {
         }
     }
 
-    async fn part(self: &Arc<Self>, large: Arc<Large>, index: usize) -> Result<Done, Failure> {
+    async fn part(self: &Arc<Self>, large: Arc<Large>, index: usize) -> Result<Step, Failure> {
         let range = large.range(index);
         let kept = if large.is_noted(index) {
             let large = Arc::clone(&large);
@@ -368,6 +374,12 @@ impl Fetcher {
                 (digests, false)
             }
             None => {
+                let staged = large.staged()?;
+                let _buffer = if staged.is_direct() {
+                    Some(self.direct.acquire().await.expect("the semaphore is never closed"))
+                } else {
+                    None
+                };
                 let options = GetOptions {
                     if_match: large.etag().map(str::to_owned),
                     range: Some(GetRange::Bounded(range.clone())),
@@ -376,14 +388,13 @@ impl Fetcher {
                 let (answer, stated) = self.get(large.entry(), options).await?;
                 same_size(large.entry(), answer.meta.size)?;
                 large.state(stated);
-                let staged = large.staged()?;
                 (self.receive(answer, &staged, range.start, self.part_digests()).await?, true)
             }
         };
         if !self.calls.run(|| large.note_part(index, digests, fresh))? {
-            return Ok(Done::Part);
+            return Ok(Step::Nothing);
         }
-        self.finish(&large).await.map(Done::Committed)
+        self.finish(&large).await.map(Step::Committed)
     }
 
     /// What is computed over a part: all that combines, where it is not known yet what the source
@@ -465,7 +476,7 @@ impl Fetcher {
     }
 
     /// Reads a committed file again: it is kept if its bytes are still what was committed.
-    async fn reread(&self, entry: Entry, record: FileRecord) -> Result<Done, Failure> {
+    async fn reread(&self, entry: Entry, record: FileRecord) -> Result<Step, Failure> {
         let (volume, path) = (Arc::clone(&self.volume), record.path.clone());
         let wanted = Wanted { sha256: self.demands.sha256, ..Wanted::default() };
         let found = blocking(move || read_digests(&volume, &path, wanted)).await?;
@@ -475,7 +486,7 @@ impl Fetcher {
                 path = record.path.as_str(),
                 "a committed file lost bytes: fetching it again"
             );
-            return Ok(Done::Fetch(entry));
+            return self.calls.run(|| self.fetch(entry, true));
         };
         if self.demands.sha256 && self.demands.verify != VerifyMode::Off {
             let stated = match self.dialect {
@@ -488,24 +499,18 @@ impl Fetcher {
             let stated = [stated.user_sha256, entry.sha256];
             let differs = |sha256| found.compare(Expected::Sha256(sha256)).is_err();
             if stated.into_iter().flatten().any(differs) {
-                return Ok(Done::Fetch(entry));
+                return self.calls.run(|| self.fetch(entry, true));
             }
         }
         self.counters.kept_objects.fetch_add(1, Relaxed);
         self.counters.done_bytes.fetch_add(record.size, Relaxed);
         let record = FileRecord { sha256: found.sha256.or(record.sha256), ..record };
-        Ok(Done::Committed(self.calls.run(|| self.ledger.record(record))?))
+        Ok(Step::Committed(self.calls.run(|| self.ledger.record(record))?))
     }
 
     pub(super) fn options(&self) -> &Options {
         &self.options
     }
-}
-
-/// What begins a plan's action.
-enum Begun {
-    Done(Committed),
-    Unit(Unit),
 }
 
 fn same_size(entry: &Entry, size: u64) -> Result<(), Failure> {

@@ -98,15 +98,7 @@ impl Large {
             0 => fetcher.options().direct,
             _ => Direct::Off,
         };
-        let staged = Staged::open(
-            volume,
-            &fetcher.calls,
-            &name,
-            &path,
-            size,
-            false,
-            direct,
-        )?;
+        let staged = Staged::open(volume, &fetcher.calls, &name, &path, size, false, direct)?;
         let large = Self {
             path,
             replaces,

@@ -165,31 +165,24 @@ impl Listing {
         let Listed { key, size, etag, modified, symlink, archived } = listed;
         self.digest_in(&key, size, etag.as_deref());
         let placed = match self.layout.place(&key, size) {
-            // it has no path in the volume that a filter could speak of; the key comes closest
-            Err(LayoutError::Unmappable { .. }) if !self.takes_key(&key) => {
-                self.counters.listed_objects.fetch_add(1, Relaxed);
-                self.counters.listed_bytes.fetch_add(size, Relaxed);
-                self.counters.skipped.fetch_add(1, Relaxed);
-                return Ok(None);
+            Ok(Place::Root) => return Ok(None),
+            Ok(Place::File(path)) => Ok(Some(Target::File(path))),
+            Ok(Place::Directory(path)) => Ok(Some(Target::Directory(path))),
+            Ok(Place::Nowhere(reason)) => {
+                tracing::debug!(%key, reason, "key left out");
+                self.counters.unmappable.fetch_add(1, Relaxed);
+                Ok(None)
             }
-            placed => placed?,
-        };
-        let target = match placed {
-            Place::Root => return Ok(None),
-            Place::Nowhere(reason) => Err(reason),
-            Place::File(path) => Ok(Target::File(path)),
-            Place::Directory(path) => Ok(Target::Directory(path)),
+            // filters speak of paths; of a key that has none, the key itself comes closest
+            Err(LayoutError::Unmappable { .. }) if !self.takes_key(&key) => {
+                self.counters.skipped.fetch_add(1, Relaxed);
+                Ok(None)
+            }
+            Err(error) => Err(error),
         };
         self.counters.listed_objects.fetch_add(1, Relaxed);
         self.counters.listed_bytes.fetch_add(size, Relaxed);
-        let target = match target {
-            Ok(target) => target,
-            Err(reason) => {
-                tracing::debug!(%key, reason, "key left out");
-                self.counters.unmappable.fetch_add(1, Relaxed);
-                return Ok(None);
-            }
-        };
+        let Some(target) = placed? else { return Ok(None) };
         let (Target::File(path) | Target::Directory(path)) = &target;
         if !self.filter.takes(path.as_str()) {
             self.counters.skipped.fetch_add(1, Relaxed);

@@ -148,6 +148,11 @@ impl Staged {
         }
     }
 
+    /// Whether writes bypass the page cache.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.direct
+    }
+
     /// A second descriptor that reads through the page cache.
     pub(crate) fn reader(&self, name: &str) -> Result<std::fs::File, Failure> {
         Ok(self.volume.stage(name, false, OFlags::empty())?.into())

@@ -62,6 +62,8 @@ use sort::SpillFile;
 use sums::Sums;
 use volume::Volume;
 
+/// The file that says that the source lists in another order than by bytes.
+const UNORDERED: &str = "unordered";
 /// How far the plan may run ahead of the requests.
 const AHEAD: usize = 256;
 /// How often the file system is synced during a run, so that a power cut costs at most this much
@@ -111,7 +113,13 @@ pub(crate) enum Success {
 async fn perform(options: &Arc<Options>, watch: &Arc<Watch>) -> Result<Success, Failure> {
     let source = open_source(options, watch)?;
     if options.dry_run {
-        return dry_run(options, watch, &source).await.map(Success::Planned);
+        let plan = match dry_run(options, watch, &source, options.plan_first).await {
+            Err(Failure::OutOfOrder { .. }) if !options.plan_first => {
+                dry_run(options, watch, &source, true).await?
+            }
+            planned => planned?,
+        };
+        return Ok(Success::Planned(plan));
     }
     let Some(path) = options.volume.clone() else {
         return Err(Failure::Unexpected("a volume is needed".to_owned()));
@@ -121,11 +129,15 @@ async fn perform(options: &Arc<Options>, watch: &Arc<Watch>) -> Result<Success, 
     if let Some(marker) = standing(options, volume.base())? {
         return Ok(Success::AlreadyComplete(Box::new(marker)));
     }
+    let sort_first = options.plan_first || volume.own().read(UNORDERED)?.is_some();
     let marker = match standing(options, volume.own())? {
         Some(marker) => marker,
-        None => match fill(options, watch, &source, &volume, options.plan_first).await {
-            Err(Failure::OutOfOrder { previous, key }) if !options.plan_first => {
+        None => match fill(options, watch, &source, &volume, sort_first).await {
+            Err(Failure::OutOfOrder { previous, key }) if !sort_first => {
                 tracing::warn!(%previous, %key, "listing out of order: sorting it first");
+                // a merge with an unordered listing takes what comes late for gone, and removes it:
+                // once is enough
+                volume.own().write(UNORDERED, b"")?;
                 fill(options, watch, &source, &volume, true).await?
             }
             filled => filled?,
@@ -226,6 +238,7 @@ fn remaining(options: &Options, volume: &Arc<Volume>, boot: &str) -> Result<Hist
         }
     }
     volume.own().remove(inspect::MANIFEST)?;
+    volume.own().remove(UNORDERED)?;
     volume.clean_staged(|_| false)?;
     Ok(History::none())
 }
@@ -424,6 +437,7 @@ async fn dry_run(
     options: &Arc<Options>,
     watch: &Arc<Watch>,
     source: &Source,
+    sort_first: bool,
 ) -> Result<Plan, Failure> {
     let counters = watch.begin();
     let (history, capacity) = blocking({
@@ -432,7 +446,7 @@ async fn dry_run(
     })
     .await?;
     let _display = Display::start(options.progress, Arc::clone(&counters));
-    let sort_first = options.plan_first.then(|| (sort::temporary(), None));
+    let sort_first = sort_first.then(|| (sort::temporary(), None));
     let listing = list(options, source, &counters, sort_first).await?;
     let sums = stated_sums(options, source, sort::temporary()).await?;
     let mut planner = Planner::new(

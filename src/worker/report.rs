@@ -172,27 +172,20 @@ pub(crate) fn ended(options: &Options, watch: &Watch, result: Result<Success, Fa
             ended.failure = Some(failure);
         }
     }
-    let outcome = outcome(options, watch, &ended);
     let report = Report {
         ossvp: "report".to_owned(),
         v: 1,
-        outcome: outcome.clone(),
+        outcome: outcome(options, watch, &ended),
         marker: ended.marker.clone(),
         plan: ended.plan.clone(),
         figures: ended.figures.clone(),
     };
     let mut report = serde_json::to_string_pretty(&report).expect("plain values always serialise");
     report.push('\n');
-    let written = options
-        .report
-        .as_deref()
-        .map_or(Ok(()), |path| write(path, &report))
-        .and(options.outcome.as_deref().map_or(Ok(()), |path| write(path, &outcome.to_json())));
-    // the volume's state is worth more than what is written about it
-    if let (Err(failure), ExitCode::Complete) = (written, ended.code) {
-        ended.code = failure.exit_code();
-        ended.failure = Some(failure);
-    }
+    ended.owes(options.report.as_deref().map_or(Ok(()), |path| write(path, &report)));
+    // last, so that it says what the exit code says
+    let outcome = outcome(options, watch, &ended).to_json();
+    ended.owes(options.outcome.as_deref().map_or(Ok(()), |path| write(path, &outcome)));
     ended
 }
 
@@ -243,6 +236,15 @@ fn share(marker: &Marker) -> String {
 }
 
 impl Ended {
+    /// Fails a complete run whose files for others could not be written; of a run that failed
+    /// already, the first cause says more.
+    fn owes(&mut self, written: Result<(), Failure>) {
+        if let (Err(failure), ExitCode::Complete) = (written, self.code) {
+            self.code = failure.exit_code();
+            self.failure = Some(failure);
+        }
+    }
+
     /// Why the run failed: one line with the whole chain of causes.
     pub fn message(&self) -> Option<String> {
         self.failure.as_ref().map(|failure| chain(failure))

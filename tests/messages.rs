@@ -77,6 +77,19 @@ fn a_filled_volume_is_0() {
 }
 
 #[test]
+fn a_report_that_cannot_be_written_is_1_and_spares_the_volume() {
+    let (server, place) = (filled(server()), Place::new());
+    let mut command = ossvp();
+    command.env("OSS_ACCESS_KEY_ID", ID).env("OSS_ACCESS_KEY_SECRET", SECRET);
+    command.args(["populate", SOURCE]).arg(place.volume());
+    command.args(["--endpoint", &server.endpoint(), "--region", server.region()]);
+    command.arg("--report").arg(place.file("no/report"));
+    ends(&mut command, 1, &["cannot write ", "no/report", "No such file or directory"]);
+    assert!(place.is_marked());
+    ends(&mut populate(&server, SOURCE, &place.volume()), 0, &["already complete"]);
+}
+
+#[test]
 fn usage_is_2_and_leaves_an_outcome() {
     for (args, said) in [
         (&["--no-such-flag"][..], "--no-such-flag"),
@@ -326,7 +339,7 @@ fn an_object_that_goes_or_changes_before_its_fetch_is_5() {
         let (server, place) = (server(), Place::new());
         server.put(BUCKET, "data/stalls", "content");
         server.put(BUCKET, "data/z", "first");
-        server.fault(Fault::get("data/stalls").stall_after(1, Duration::from_secs(1)));
+        server.fault(Fault::get("data/stalls").stall_after(1, Duration::from_secs(2)));
         let run = Stalled::start(&server, &place, &["--concurrency", "1"]);
         change(&server);
         let outcome = run.outcome.clone();
@@ -344,7 +357,7 @@ fn an_object_that_changes_between_its_parts_is_5() {
     let (server, place) = (server(), Place::new());
     server.put(BUCKET, "data/stalls", bytes(1, 300_000));
     let first = Fault::get("data/stalls").range_start(0);
-    server.fault(first.stall_after(1, Duration::from_secs(1)));
+    server.fault(first.stall_after(1, Duration::from_secs(2)));
     let run = Stalled::start(&server, &place, &["--concurrency", "1", "--part-size", "64KiB"]);
     let other = bytes(2, 300_000);
     server.put(BUCKET, "data/stalls", other.clone());

@@ -9,8 +9,9 @@ use std::time::Duration;
 use clap::Parser;
 use ossvp::cli::{Cli, Command, LogArgs};
 use ossvp::handoff::{ExitCode, Outcome, PopulateArgs, VerifyArgs};
-use ossvp::telemetry;
+use ossvp::telemetry::{self, chain};
 use ossvp::worker::{self, Ended, Options, Stop};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 
@@ -62,11 +63,6 @@ fn fail(message: &str, code: ExitCode) -> ExitCode {
     code
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
-}
-
 fn populate(args: PopulateArgs) -> ExitCode {
     let outcome = args.outcome.clone();
     let options = match Options::new(args) {
@@ -79,6 +75,7 @@ fn populate(args: PopulateArgs) -> ExitCode {
             return fail(&message, ExitCode::Usage);
         }
     };
+    allow_descriptors();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start: {error}"), ExitCode::Unexpected),
@@ -105,6 +102,16 @@ fn populate(args: PopulateArgs) -> ExitCode {
     runtime.shutdown_timeout(Duration::from_secs(1));
     show(&ended);
     ended.code
+}
+
+/// A connection and a file for each request in flight, a few for ourselves: the soft limit of 1024
+/// that most systems start with is too low, the hard one is ours to use.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
 }
 
 /// One line for people on stderr; a plan goes to stdout.

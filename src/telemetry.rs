@@ -29,3 +29,10 @@ pub fn init(format: LogFormat, verbose: u8, default: LevelFilter) {
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).init(),
     }
 }
+
+/// An error and its causes, in one line: a cause may be a message of the source's, and hold anything.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    let line = causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"));
+    line.replace(char::is_control, " ")
+}

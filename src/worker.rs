@@ -8,6 +8,7 @@
 //! what the volume holds, requests fetch what is missing, and a file gets its name only once it is
 //! whole and checked. Nothing here grows with the number or the size of objects.
 
+mod at;
 mod audit;
 mod cap;
 mod commit;
@@ -50,17 +51,19 @@ pub use report::{Ended, print_plan};
 
 use commit::{Committed, Ledger};
 use fetch::{Fetcher, blocking};
-use inspect::{History, Past};
+use inspect::{Capacity, History, Past};
 use list::Listing;
 use own::Own;
 use pace::Pace;
-use plan::{Action, Capacity, Demands, Needs, Planner};
+use plan::{Action, Demands, Needs, Planner};
 use progress::{Counters, Display};
 use report::Watch;
 use sort::SpillFile;
 use sums::Sums;
 use volume::Volume;
 
+/// The file that says that the source lists in another order than by bytes.
+const UNORDERED: &str = "unordered";
 /// How far the plan may run ahead of the requests.
 const AHEAD: usize = 256;
 /// How often the file system is synced during a run, so that a power cut costs at most this much
@@ -110,7 +113,13 @@ pub(crate) enum Success {
 async fn perform(options: &Arc<Options>, watch: &Arc<Watch>) -> Result<Success, Failure> {
     let source = open_source(options, watch)?;
     if options.dry_run {
-        return dry_run(options, watch, &source).await.map(Success::Planned);
+        let plan = match dry_run(options, watch, &source, options.plan_first).await {
+            Err(Failure::OutOfOrder { .. }) if !options.plan_first => {
+                dry_run(options, watch, &source, true).await?
+            }
+            planned => planned?,
+        };
+        return Ok(Success::Planned(plan));
     }
     let Some(path) = options.volume.clone() else {
         return Err(Failure::Unexpected("a volume is needed".to_owned()));
@@ -120,11 +129,15 @@ async fn perform(options: &Arc<Options>, watch: &Arc<Watch>) -> Result<Success, 
     if let Some(marker) = standing(options, volume.base())? {
         return Ok(Success::AlreadyComplete(Box::new(marker)));
     }
+    let sort_first = options.plan_first || volume.own().read(UNORDERED)?.is_some();
     let marker = match standing(options, volume.own())? {
         Some(marker) => marker,
-        None => match fill(options, watch, &source, &volume, options.plan_first).await {
-            Err(Failure::OutOfOrder { previous, key }) if !options.plan_first => {
+        None => match fill(options, watch, &source, &volume, sort_first).await {
+            Err(Failure::OutOfOrder { previous, key }) if !sort_first => {
                 tracing::warn!(%previous, %key, "listing out of order: sorting it first");
+                // a merge with an unordered listing takes what comes late for gone, and removes it:
+                // once is enough
+                volume.own().write(UNORDERED, b"")?;
                 fill(options, watch, &source, &volume, true).await?
             }
             filled => filled?,
@@ -225,6 +238,7 @@ fn remaining(options: &Options, volume: &Arc<Volume>, boot: &str) -> Result<Hist
         }
     }
     volume.own().remove(inspect::MANIFEST)?;
+    volume.own().remove(UNORDERED)?;
     volume.clean_staged(|_| false)?;
     Ok(History::none())
 }
@@ -253,7 +267,7 @@ async fn fill(
         move || {
             let history = remaining(&options, &volume, &boot)?;
             let reserved = volume.clean_staged(resumable)?;
-            let capacity = capacity(&volume, &history, reserved)?;
+            let capacity = Capacity::of(&volume, &history, reserved)?;
             let ledger = Ledger::open(&volume, &counters, &options.identity, &history, &boot)?;
             Ok((history, capacity, Arc::new(ledger)))
         }
@@ -312,14 +326,6 @@ async fn stated_sums(
         return Ok(Sums::default());
     }
     Sums::fetch(source, &options.source.prefix(), spill).await
-}
-
-fn capacity(volume: &Volume, history: &History, reserved: u64) -> Result<Capacity, Failure> {
-    let room = volume.room()?;
-    Ok(Capacity {
-        bytes: room.available.saturating_add(history.bytes).saturating_add(reserved),
-        files: room.files.map(|files| files.saturating_add(history.files)),
-    })
 }
 
 /// A task that ends with its owner.
@@ -431,6 +437,7 @@ async fn dry_run(
     options: &Arc<Options>,
     watch: &Arc<Watch>,
     source: &Source,
+    sort_first: bool,
 ) -> Result<Plan, Failure> {
     let counters = watch.begin();
     let (history, capacity) = blocking({
@@ -439,7 +446,7 @@ async fn dry_run(
     })
     .await?;
     let _display = Display::start(options.progress, Arc::clone(&counters));
-    let sort_first = options.plan_first.then(|| (sort::temporary(), None));
+    let sort_first = sort_first.then(|| (sort::temporary(), None));
     let listing = list(options, source, &counters, sort_first).await?;
     let sums = stated_sums(options, source, sort::temporary()).await?;
     let mut planner = Planner::new(
@@ -490,13 +497,13 @@ fn what_is_there(options: &Options) -> Result<(History, Option<Capacity>), Failu
             }
             _ => History::none(),
         };
-        let capacity = capacity(&volume, &history, 0)?;
+        let capacity = Capacity::of(&volume, &history, 0)?;
         return Ok((history, Some(capacity)));
     }
     // not made yet: it will be where its parent is
     let there = [Some(path.as_path()), path.parent()].into_iter().flatten();
     let there = there.map(|at| if at.as_os_str().is_empty() { ".".as_ref() } else { at });
-    let room = there.filter_map(|at| std::fs::File::open(at).ok()).map(volume::room).next();
+    let room = there.filter_map(|at| std::fs::File::open(at).ok()).map(at::room).next();
     let capacity =
         room.transpose()?.map(|room| Capacity { bytes: room.available, files: room.files });
     Ok((History::none(), capacity))

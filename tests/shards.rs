@@ -91,8 +91,7 @@ fn a_whole_run_and_a_shard_exclude_each_other() {
     let server = server();
     let place = Place::new();
     put(&server, 5);
-    server.fault(oss_server::Fault::get("data/d0/0").stall_forever_after(0));
-    server.fault(oss_server::Fault::get("data/d1/1").stall_forever_after(10));
+    server.fault(oss_server::Fault::get_prefix("data/").stall_forever_after(5));
     let mut child = populate(&server, "oss://bucket/data/", &place.volume())
         .args(["--shard", "0/2"])
         .stdout(std::process::Stdio::null())

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::keys::{Dialect, Key};
+use crate::telemetry::chain;
 
 use super::answer::Answer;
 use super::credentials::{Credential, Credentials};
@@ -390,18 +391,6 @@ fn delay(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
         Err(_) => (http_date(headers, "retry-after")? - now).to_std().ok(),
     });
     qos.max(after)
-}
-
-/// An error and all below it, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut below = error.source();
-    while let Some(error) = below {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        below = error.source();
-    }
-    line
 }
 
 #[cfg(test)]

@@ -15,13 +15,13 @@ use reqsign_core::Env;
 use serde::Deserialize;
 
 use super::answer::clean;
-use super::client::chain;
 use super::credentials::Credential;
 use super::error::StoreError;
 use super::providers::set;
 use super::sign::encode;
 use super::transport::{SendError, Transport, read_body};
 use super::verdict::{is_passing, is_throttling};
+use crate::telemetry::chain;
 
 const PROVIDER: &str = "RRSA";
 

@@ -151,7 +151,7 @@ fn compare_file(volume: &Volume, record: &FileRecord) -> Result<Option<String>, 
         Ok(Some(found)) => found,
         Ok(None) => return Ok(Some(format!("{path}: no such file"))),
         // one file that cannot be read is a finding; the others are still worth reading
-        Err(failure) => return Ok(Some(format!("{path}: {}", super::report::chain(&failure)))),
+        Err(failure) => return Ok(Some(format!("{path}: {}", crate::telemetry::chain(&failure)))),
     };
     let Digests { length, crc64: found_crc64, sha256: found_sha256, .. } = found;
     Ok(if length != *size {

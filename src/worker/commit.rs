@@ -6,8 +6,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use super::at::{VolumeError, errno};
 use super::failure::Failure;
 use super::inspect::{Held, History, Lines, MANIFEST, MARKER};
 use super::list::{Entry, Target};
@@ -16,7 +18,7 @@ use super::progress::Counters;
 use super::sort::Sorter;
 use super::sums;
 use super::verify::Digests;
-use super::volume::{Published, Volume, VolumeError, errno};
+use super::volume::{Published, Volume};
 use crate::handoff::{Checked, Marker, SourceIdentity, Tally};
 use crate::keys::VolumePath;
 
@@ -447,12 +449,7 @@ pub(crate) fn read_digests(
 ) -> Result<Option<Digests>, Failure> {
     match volume.read(path) {
         Ok(file) => Ok(Some(digests_of(&file, path.as_str(), 0, u64::MAX, wanted)?)),
-        Err(VolumeError::Call { source, .. })
-            if matches!(
-                source,
-                rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP
-            ) =>
-        {
+        Err(VolumeError::Call { source: Errno::NOENT | Errno::NOTDIR | Errno::LOOP, .. }) => {
             Ok(None)
         }
         Err(error) => Err(error.into()),

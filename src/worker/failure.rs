@@ -4,10 +4,10 @@ use crate::handoff::ExitCode;
 use crate::keys::{Key, VolumePath};
 use crate::store::{Class, StoreError};
 
+use super::at::VolumeError;
 use super::layout::LayoutError;
 use super::options::OptionsError;
 use super::verify::Mismatch;
-use super::volume::VolumeError;
 
 /// Why a run did not complete the volume.
 #[derive(Debug, thiserror::Error)]

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::commit::{Committed, Finished, Ledger, digests_of, read_digests};
 use super::failure::Failure;
-use super::large::Large;
+use super::large::{Large, Opening};
 use super::list::{Entry, Target};
 use super::manifest::FileRecord;
 use super::options::Options;
@@ -40,9 +40,9 @@ const ATTEMPTS: u32 = 3;
 pub(crate) struct Fetcher {
     objects: Arc<dyn ObjectStore>,
     dialect: Dialect,
-    pub(super) volume: Arc<Volume>,
+    volume: Arc<Volume>,
     ledger: Arc<Ledger>,
-    pub(super) calls: Arc<Calls>,
+    calls: Arc<Calls>,
     counters: Arc<Counters>,
     options: Arc<Options>,
     demands: Demands,
@@ -53,20 +53,21 @@ pub(crate) struct Fetcher {
 /// One request.
 #[derive(Debug)]
 enum Unit {
-    Whole { entry: Entry, replaces: bool },
+    Whole { entry: Box<Entry>, replaces: bool },
     Part { large: Arc<Large>, index: usize },
-    Reread { entry: Entry, record: FileRecord },
+    Reread { entry: Box<Entry>, record: Box<FileRecord> },
 }
 
-/// What came of it.
+/// What came of an action or a request.
 #[derive(Debug)]
-enum Done {
+enum Step {
     Committed(Committed),
-    Part,
-    /// An object that turns out to be worth parts.
+    /// A directory, a removal, a part that was not the last.
+    Nothing,
+    /// A request to make.
+    Unit(Unit),
+    /// An object to fetch in parts.
     Large(Arc<Large>),
-    /// A file that must be fetched after all.
-    Fetch(Entry),
 }
 
 /// What came of one attempt to fetch a whole object.
@@ -120,7 +121,7 @@ impl Fetcher {
         self: &Arc<Self>,
         actions: &mut mpsc::Receiver<Result<Action, Failure>>,
         pace: &Pace,
-        requests: &mut JoinSet<Result<Done, Failure>>,
+        requests: &mut JoinSet<Result<Step, Failure>>,
     ) -> Result<Committed, Failure> {
         let mut waiting: VecDeque<Unit> = VecDeque::new();
         let mut larges: VecDeque<(Arc<Large>, usize)> = VecDeque::new();
@@ -139,73 +140,92 @@ impl Fetcher {
             if planned && waiting.is_empty() && requests.is_empty() {
                 return Ok(committed);
             }
-            tokio::select! {
+            let step = tokio::select! {
                 biased;
-                Some(done) = requests.join_next() => {
-                    let done = done.map_err(|error| {
-                        Failure::Unexpected(format!("a request did not finish: {error}"))
-                    })?;
-                    match done? {
-                        Done::Committed(more) => committed = committed.and(more),
-                        Done::Part => {}
-                        Done::Large(large) => larges.push_back((large, 0)),
-                        Done::Fetch(entry) => waiting.push_back(Unit::Whole { entry, replaces: true }),
-                    }
-                }
+                Some(done) = requests.join_next() => done.map_err(|error| {
+                    Failure::Unexpected(format!("a request did not finish: {error}"))
+                })??,
                 permit = pace.permit(), if !waiting.is_empty() => {
                     if let Some(unit) = waiting.pop_front() {
                         let fetcher = Arc::clone(self);
                         requests.spawn(async move {
-                            let done = fetcher.perform(unit).await;
+                            let step = fetcher.perform(unit).await;
                             drop(permit);
-                            done
+                            step
                         });
                     }
+                    Step::Nothing
                 }
                 action = actions.recv(), if !planned && waiting.is_empty() => match action {
-                    None => planned = true,
-                    Some(action) => match self.calls.run(|| self.begin(action?))? {
-                        Begun::Done(more) => committed = committed.and(more),
-                        Begun::Unit(unit) => waiting.push_back(unit),
+                    Some(action) => self.calls.run(|| self.begin(action?))?,
+                    None => {
+                        planned = true;
+                        Step::Nothing
                     }
                 }
+            };
+            match step {
+                Step::Nothing => {}
+                Step::Committed(more) => committed = committed.and(more),
+                Step::Unit(unit) => waiting.push_back(unit),
+                Step::Large(large) => larges.push_back((large, 0)),
             }
         }
     }
 
     /// Does what needs no request at once, and makes a unit of what does.
-    fn begin(&self, action: Action) -> Result<Begun, Failure> {
+    fn begin(&self, action: Action) -> Result<Step, Failure> {
         Ok(match action {
-            Action::Keep(record) => Begun::Done(self.ledger.keep(&record)),
+            Action::Keep(record) => Step::Committed(self.ledger.keep(&record)),
             Action::MakeDirectory { entry, kept } => {
                 self.ledger.directory(&entry, kept)?;
-                Begun::Done(Committed::default())
+                Step::Nothing
             }
             Action::Remove(held) => {
                 self.ledger.remove(&held)?;
-                Begun::Done(Committed::default())
+                Step::Nothing
             }
-            Action::Reread { entry, record } => Begun::Unit(Unit::Reread { entry, record }),
-            Action::Fetch { entry, replaces } => Begun::Unit(Unit::Whole { entry, replaces }),
+            Action::Reread { entry, record } => {
+                Step::Unit(Unit::Reread { entry: Box::new(entry), record: Box::new(record) })
+            }
+            Action::Fetch { entry, replaces } => self.fetch(entry, replaces)?,
         })
     }
 
-    async fn perform(self: &Arc<Self>, unit: Unit) -> Result<Done, Failure> {
-        match unit {
-            Unit::Whole { entry, replaces } if self.in_parts(&entry) => {
-                let (size, etag) = (entry.size, entry.etag.clone());
-                let large = self.calls.run(|| Large::open(self, entry, replaces, size, etag))?;
-                Ok(Done::Large(large))
-            }
-            Unit::Whole { entry, replaces } => self.whole(entry, replaces).await,
-            Unit::Part { large, index } => self.part(large, index).await,
-            Unit::Reread { entry, record } => self.reread(entry, record).await,
+    /// An object in one request, or a large one that is opened for its parts; of a symlink the size
+    /// is not known yet.
+    fn fetch(&self, entry: Entry, replaces: bool) -> Result<Step, Failure> {
+        if entry.symlink || entry.size <= self.options.part_size {
+            return Ok(Step::Unit(Unit::Whole { entry: Box::new(entry), replaces }));
         }
+        let etag = entry.etag.clone();
+        Ok(Step::Large(self.large(entry, replaces, etag)?))
     }
 
-    /// Whether an object is fetched in parts; of a symlink the size is not known yet.
-    fn in_parts(&self, entry: &Entry) -> bool {
-        !entry.symlink && entry.size > self.options.part_size
+    /// Opens an object in parts, in the version `etag`.
+    fn large(
+        &self,
+        entry: Entry,
+        replaces: bool,
+        etag: Option<String>,
+    ) -> Result<Arc<Large>, Failure> {
+        let size = entry.size;
+        let opening = Opening {
+            volume: &self.volume,
+            calls: &self.calls,
+            part_size: self.options.part_size_for(size),
+            direct: self.options.direct,
+            wanted: self.part_digests(),
+        };
+        Large::open(opening, entry, replaces, size, etag)
+    }
+
+    async fn perform(self: &Arc<Self>, unit: Unit) -> Result<Step, Failure> {
+        match unit {
+            Unit::Whole { entry, replaces } => self.whole(*entry, replaces).await,
+            Unit::Part { large, index } => self.part(large, index).await,
+            Unit::Reread { entry, record } => self.reread(*entry, *record).await,
+        }
     }
 
     async fn get(
@@ -219,7 +239,7 @@ impl Fetcher {
         Ok((answer, stated))
     }
 
-    async fn whole(self: &Arc<Self>, entry: Entry, replaces: bool) -> Result<Done, Failure> {
+    async fn whole(self: &Arc<Self>, entry: Entry, replaces: bool) -> Result<Step, Failure> {
         let Target::File(path) = entry.target.clone() else {
             return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
         };
@@ -232,9 +252,9 @@ impl Fetcher {
                         self.calls.run(|| self.ledger.commit(&entry, finished, replaces))?;
                     self.counters.fetched_objects.fetch_add(1, Relaxed);
                     tracing::debug!(path = path.as_str(), bytes = entry.size, "committed");
-                    return Ok(Done::Committed(committed));
+                    return Ok(Step::Committed(committed));
                 }
-                Attempt::Large(large) => return Ok(Done::Large(large)),
+                Attempt::Large(large) => return Ok(Step::Large(large)),
                 Attempt::Mismatch(mismatch) => self.again(&entry, attempts, mismatch)?,
             }
         }
@@ -266,7 +286,7 @@ impl Fetcher {
             if size > self.options.part_size {
                 let etag = answer.meta.e_tag.clone();
                 let entry = Entry { size, ..entry.clone() };
-                let large = self.calls.run(|| Large::open(self, entry, replaces, size, etag))?;
+                let large = self.calls.run(|| self.large(entry, replaces, etag))?;
                 return Ok(Attempt::Large(large));
             }
         } else {
@@ -359,7 +379,7 @@ impl Fetcher {
         }
     }
 
-    async fn part(self: &Arc<Self>, large: Arc<Large>, index: usize) -> Result<Done, Failure> {
+    async fn part(self: &Arc<Self>, large: Arc<Large>, index: usize) -> Result<Step, Failure> {
         let range = large.range(index);
         let kept = if large.is_noted(index) {
             let large = Arc::clone(&large);
@@ -392,14 +412,14 @@ impl Fetcher {
             }
         };
         if !self.calls.run(|| large.note_part(index, digests, fresh))? {
-            return Ok(Done::Part);
+            return Ok(Step::Nothing);
         }
-        self.finish(&large).await.map(Done::Committed)
+        self.finish(&large).await.map(Step::Committed)
     }
 
     /// What is computed over a part: all that combines, where it is not known yet what the source
     /// states of the whole.
-    pub(super) fn part_digests(&self) -> Wanted {
+    fn part_digests(&self) -> Wanted {
         match self.dialect {
             Dialect::S3 => Wanted::COMBINING,
             Dialect::Oss | Dialect::File => Wanted::default(),
@@ -476,7 +496,7 @@ impl Fetcher {
     }
 
     /// Reads a committed file again: it is kept if its bytes are still what was committed.
-    async fn reread(&self, entry: Entry, record: FileRecord) -> Result<Done, Failure> {
+    async fn reread(&self, entry: Entry, record: FileRecord) -> Result<Step, Failure> {
         let (volume, path) = (Arc::clone(&self.volume), record.path.clone());
         let wanted = Wanted { sha256: self.demands.sha256, ..Wanted::default() };
         let found = blocking(move || read_digests(&volume, &path, wanted)).await?;
@@ -486,7 +506,7 @@ impl Fetcher {
                 path = record.path.as_str(),
                 "a committed file lost bytes: fetching it again"
             );
-            return Ok(Done::Fetch(entry));
+            return self.calls.run(|| self.fetch(entry, true));
         };
         if self.demands.sha256 && self.demands.verify != VerifyMode::Off {
             let stated = match self.dialect {
@@ -499,24 +519,14 @@ impl Fetcher {
             let stated = [stated.user_sha256, entry.sha256];
             let differs = |sha256| found.compare(Expected::Sha256(sha256)).is_err();
             if stated.into_iter().flatten().any(differs) {
-                return Ok(Done::Fetch(entry));
+                return self.calls.run(|| self.fetch(entry, true));
             }
         }
         self.counters.kept_objects.fetch_add(1, Relaxed);
         self.counters.done_bytes.fetch_add(record.size, Relaxed);
         let record = FileRecord { sha256: found.sha256.or(record.sha256), ..record };
-        Ok(Done::Committed(self.calls.run(|| self.ledger.record(record))?))
+        Ok(Step::Committed(self.calls.run(|| self.ledger.record(record))?))
     }
-
-    pub(super) fn options(&self) -> &Options {
-        &self.options
-    }
-}
-
-/// What begins a plan's action.
-enum Begun {
-    Done(Committed),
-    Unit(Unit),
 }
 
 fn same_size(entry: &Entry, size: u64) -> Result<(), Failure> {

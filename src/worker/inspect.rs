@@ -3,12 +3,15 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
 
+use super::at::{Room, VolumeError, errno};
 use super::failure::Failure;
 use super::manifest::{FileRecord, Line, MAX_LINE, VERSION};
 use super::own::Own;
+use super::progress::Counters;
 use super::sort::{Sorted, Sorter, SpillFile};
-use super::volume::{Volume, VolumeError, errno};
+use super::volume::Volume;
 use crate::handoff::{MARKER_VERSION, Marker, SourceIdentity};
 use crate::keys::VolumePath;
 
@@ -258,6 +261,42 @@ pub(crate) fn past(volume: &Volume, boot: &str, spill: SpillFile) -> Result<Opti
     history.next = sorted.next().map_err(|error| reading(MANIFEST, &error))?;
     history.sorted = Some(sorted);
     Ok(Some(Past { identity, history }))
+}
+
+/// How much the volume takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Capacity {
+    /// Bytes: what is free, committed or reserved.
+    pub(crate) bytes: u64,
+    /// Files, likewise, where the file system counts them.
+    pub(crate) files: Option<u64>,
+}
+
+impl Capacity {
+    /// What a volume takes of which `reserved` bytes are allocated to staged files.
+    pub(crate) fn of(volume: &Volume, history: &History, reserved: u64) -> Result<Self, Failure> {
+        let Room { available, files, total: _ } = volume.room()?;
+        Ok(Self {
+            bytes: available.saturating_add(history.bytes).saturating_add(reserved),
+            files: files.map(|files| files.saturating_add(history.files)),
+        })
+    }
+
+    /// Whether what is wanted so far fits.
+    pub(crate) fn takes(self, counters: &Counters) -> Result<(), Failure> {
+        let Self { bytes, files } = self;
+        let wanted_bytes = counters.wanted_bytes.load(Relaxed);
+        let wanted_files = counters.wanted_objects.load(Relaxed);
+        if wanted_bytes > bytes {
+            return Err(Failure::TooSmall { needed: wanted_bytes, what: "bytes", holds: bytes });
+        }
+        match files {
+            Some(files) if wanted_files > files => {
+                Err(Failure::TooSmall { needed: wanted_files, what: "files", holds: files })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The id of this boot of the machine: a new one means that the power may have been cut.

@@ -13,14 +13,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
+use super::at::errno;
 use super::commit::digests_of;
 use super::failure::Failure;
-use super::fetch::Fetcher;
 use super::list::{Entry, Target};
 use super::manifest::{fields, hex, seal, unseal};
 use super::verify::{Digests, Wanted};
-use super::volume::{Volume, errno};
-use super::write::{ALIGNMENT, Staged};
+use super::volume::Volume;
+use super::write::{ALIGNMENT, Calls, Staged};
 use crate::handoff::Direct;
 use crate::keys::VolumePath;
 use crate::store::Stated;
@@ -57,21 +57,31 @@ struct State {
     left: usize,
 }
 
+/// What an object in parts is opened with.
+#[derive(Debug)]
+pub(crate) struct Opening<'a> {
+    pub(crate) volume: &'a Arc<Volume>,
+    pub(crate) calls: &'a Arc<Calls>,
+    pub(crate) part_size: u64,
+    pub(crate) direct: Direct,
+    /// What is computed over each part.
+    pub(crate) wanted: Wanted,
+}
+
 impl Large {
     /// Opens the staged file of `entry`, an object of `size` bytes in the version `etag`, and what
     /// an earlier run noted of it.
     pub(crate) fn open(
-        fetcher: &Fetcher,
+        opening: Opening<'_>,
         entry: Entry,
         replaces: bool,
         size: u64,
         etag: Option<String>,
     ) -> Result<Arc<Self>, Failure> {
+        let Opening { volume, calls, part_size, direct, wanted } = opening;
         let Target::File(path) = entry.target.clone() else {
             return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
         };
-        let volume = &fetcher.volume;
-        let part_size = fetcher.options().part_size_for(size);
         let parts = usize::try_from(size.div_ceil(part_size)).unwrap_or(usize::MAX);
         let name = hex(&Sha256::digest(entry.relative.as_bytes())[..16]);
 
@@ -95,18 +105,10 @@ impl Large {
         let resumed = notes_end > 0;
         // a part that began or ended within a page could not be written past the page cache
         let direct = match part_size % ALIGNMENT as u64 {
-            0 => fetcher.options().direct,
+            0 => direct,
             _ => Direct::Off,
         };
-        let staged = Staged::open(
-            volume,
-            &fetcher.calls,
-            &name,
-            &path,
-            size,
-            false,
-            direct,
-        )?;
+        let staged = Staged::open(volume, calls, &name, &path, size, false, direct)?;
         let large = Self {
             path,
             replaces,
@@ -116,7 +118,7 @@ impl Large {
             name,
             volume: Arc::clone(volume),
             stated: OnceLock::new(),
-            wanted: fetcher.part_digests(),
+            wanted,
             noted,
             state: Mutex::new(State {
                 staged: Some(Arc::new(staged)),

@@ -10,10 +10,10 @@ use futures::stream::BoxStream;
 use sha2::{Digest, Sha256};
 
 use super::failure::Failure;
+use super::inspect::Capacity;
 use super::layout::{Layout, LayoutError, Place};
 use super::manifest::hex;
 use super::options::{Filter, Options};
-use super::plan::Capacity;
 use super::progress::Counters;
 use super::sort::{Sorted, Sorter, SpillFile};
 use crate::handoff::ShardOf;

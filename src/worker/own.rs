@@ -8,10 +8,10 @@ use std::sync::Arc;
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::sort::SpillFile;
-use super::volume::{
+use super::at::{
     DIRECTORY, FILE_MODE, VolumeError, errno, failed, open_or_make_directory, write_failed,
 };
+use super::sort::SpillFile;
 use crate::handoff::ShardOf;
 
 /// A directory of ours.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::failure::Failure;
-use super::inspect::{Held, History};
+use super::inspect::{Capacity, Held, History};
 use super::list::{Entry, Listing, Target};
 use super::manifest::FileRecord;
 use super::progress::Counters;
@@ -85,33 +85,6 @@ fn same_version(entry: &Entry, record: &FileRecord) -> bool {
             (Some(listed), Some(recorded)) => listed == recorded,
             _ => entry.modified_ms == record.modified_ms,
         }
-}
-
-/// How much the volume takes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Capacity {
-    /// Bytes: what is free, committed or reserved.
-    pub(crate) bytes: u64,
-    /// Files, likewise, where the file system counts them.
-    pub(crate) files: Option<u64>,
-}
-
-impl Capacity {
-    /// Whether what is wanted so far fits.
-    pub(crate) fn takes(self, counters: &Counters) -> Result<(), Failure> {
-        let Self { bytes, files } = self;
-        let wanted_bytes = counters.wanted_bytes.load(Relaxed);
-        let wanted_files = counters.wanted_objects.load(Relaxed);
-        if wanted_bytes > bytes {
-            return Err(Failure::TooSmall { needed: wanted_bytes, what: "bytes", holds: bytes });
-        }
-        match files {
-            Some(files) if wanted_files > files => {
-                Err(Failure::TooSmall { needed: wanted_files, what: "files", holds: files })
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 /// Merges listing and history.

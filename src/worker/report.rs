@@ -14,6 +14,7 @@ use super::pace::Pace;
 use super::progress::Counters;
 use crate::handoff::{ExitCode, Figures, Marker, Outcome, Plan, Report, ShardOf};
 use crate::store::Meter;
+use crate::telemetry::chain;
 
 /// The most samples of the concurrency that a report keeps: one a second for an hour, then the
 /// last hour.
@@ -231,19 +232,6 @@ fn outcome(options: &Options, watch: &Watch, ended: &Ended) -> Outcome {
             ..outcome
         },
     }
-}
-
-/// An error and its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    // a message of the source may hold anything
-    line.replace(char::is_control, " ")
 }
 
 /// Whose marker it is, if it is not the whole volume's.

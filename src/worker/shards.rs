@@ -8,11 +8,12 @@ use std::io::{self, BufWriter, Write};
 use rustix::fs::{FlockOperation, OFlags};
 use sha2::{Digest, Sha256};
 
+use super::at::errno;
 use super::commit::SUMS;
 use super::failure::Failure;
 use super::inspect::{self, MARKER};
 use super::manifest::hex;
-use super::volume::{Volume, errno};
+use super::volume::Volume;
 use crate::handoff::{Marker, ShardOf};
 
 /// The file whose lock says who looks at all markers.

@@ -3,22 +3,24 @@
 //! No call here leaves the root: each directory is opened from its parent's descriptor with
 //! `O_NOFOLLOW`, so a symlink at any level is an error and never a way out.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{
-    self, AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat,
-    Timespec, Timestamps,
+    self, AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, Stat, Timespec,
+    Timestamps,
 };
 use rustix::io::Errno;
 
+use super::at::{
+    DIRECTORY, DIRECTORY_MODE, FILE_MODE, Room, VolumeError, close, errno, failed,
+    open_or_make_directory, room, write_failed,
+};
 use super::own::Own;
-use crate::handoff::{ExitCode, ShardOf};
+use crate::handoff::ShardOf;
 use crate::keys::{OWN_DIRECTORY, VolumePath};
 
 /// The name of the directory for staged files, in [`OWN_DIRECTORY`].
@@ -29,110 +31,6 @@ const LOCK: &str = "lock";
 /// Open directories kept for the next file. Objects come in key order, so the same few directories
 /// are used again and again; the number only bounds descriptors.
 const CACHED_DIRECTORIES: usize = 256;
-
-/// What went wrong on the volume, where.
-#[derive(Debug, thiserror::Error)]
-pub enum VolumeError {
-    /// A call failed.
-    #[error("cannot {action} {}{}", shown(path), hint(*source))]
-    Call {
-        /// What was attempted.
-        action: &'static str,
-        /// On what, relative to the volume root.
-        path: String,
-        /// The system's answer.
-        source: Errno,
-    },
-    /// Something stands where a directory or a file of ours must be.
-    #[error("{} is {found} where {wanted} must be; remove it, or fill an empty volume", shown(path))]
-    InTheWay {
-        /// The path, relative to the volume root.
-        path: String,
-        /// What is there.
-        found: &'static str,
-        /// What must be there.
-        wanted: &'static str,
-    },
-    /// Another process fills this volume.
-    #[error("another worker holds the volume {0}; wait for it, or stop it")]
-    Held(PathBuf),
-    /// The file system has less room than is needed.
-    #[error(
-        "the volume is full: {needed} more bytes were needed for {}, {available} are available of {total}; use a larger volume, or fewer objects (--include, --exclude)",
-        shown(path)
-    )]
-    Full {
-        /// What was being written.
-        path: String,
-        /// How much it needs.
-        needed: u64,
-        /// How much there is.
-        available: u64,
-        /// The file system's size.
-        total: u64,
-    },
-}
-
-/// A path in a message, which is one line whatever the path holds.
-fn shown(path: &str) -> Cow<'_, str> {
-    match path.contains(char::is_control) {
-        true => Cow::Owned(format!("{path:?}")),
-        false => Cow::Borrowed(path),
-    }
-}
-
-fn hint(errno: Errno) -> &'static str {
-    match errno {
-        Errno::ACCESS | Errno::PERM => {
-            " (the volume's root must be writable for this user; in a Pod: generic.fsGroup, or generic.runAsUser)"
-        }
-        Errno::ROFS => " (the volume is mounted read-only)",
-        Errno::NAMETOOLONG | Errno::ILSEQ | Errno::INVAL => {
-            " (the file system refuses this name or operation; --unmappable escape or --exclude may help)"
-        }
-        Errno::DQUOT => " (the quota is used up)",
-        _ => "",
-    }
-}
-
-impl VolumeError {
-    pub(crate) fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::Call { source, .. } => match *source {
-                Errno::NAMETOOLONG | Errno::ILSEQ | Errno::INVAL => ExitCode::Occupied,
-                _ => ExitCode::Volume,
-            },
-            Self::InTheWay { .. } => ExitCode::Occupied,
-            Self::Held(_) => ExitCode::Transient,
-            Self::Full { .. } => ExitCode::Volume,
-        }
-    }
-}
-
-/// A failed call on `path`.
-pub(super) fn failed(
-    action: &'static str,
-    path: impl Into<String>,
-) -> impl FnOnce(Errno) -> VolumeError {
-    let path = path.into();
-    move |source| VolumeError::Call { action, path, source }
-}
-
-/// An I/O error of std as the errno that it came from.
-pub(crate) fn errno(error: &io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
-}
-
-/// The room on a file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Room {
-    /// Bytes that this user may still write.
-    pub(crate) available: u64,
-    /// Files that may still be made; `None` where the file system does not say.
-    pub(crate) files: Option<u64>,
-    /// Bytes in all.
-    pub(crate) total: u64,
-}
 
 /// How a staged file came to its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,44 +58,6 @@ pub(crate) struct Volume {
 struct Filling {
     staged: OwnedFd,
     _locks: Vec<File>,
-}
-
-pub(super) const DIRECTORY: OFlags =
-    OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::RDONLY);
-const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o755);
-pub(super) const FILE_MODE: Mode = Mode::from_bits_truncate(0o644);
-
-pub(super) fn open_or_make_directory(
-    at: impl AsFd,
-    name: &str,
-    path: &str,
-) -> Result<OwnedFd, VolumeError> {
-    for _ in 0..2 {
-        match fs::openat(&at, name, DIRECTORY, Mode::empty()) {
-            Err(Errno::NOENT) => match fs::mkdirat(&at, name, DIRECTORY_MODE) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(failed("make directory", path)(errno)),
-            },
-            Err(Errno::NOTDIR | Errno::LOOP) => {
-                return Err(in_the_way(at, name, path, "a directory"));
-            }
-            other => return other.map_err(failed("open directory", path)),
-        }
-    }
-    Err(failed("open directory", path)(Errno::NOENT))
-}
-
-fn in_the_way(at: impl AsFd, name: &str, path: &str, wanted: &'static str) -> VolumeError {
-    let found = match fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Symlink => "a symlink",
-            FileType::Directory => "a directory",
-            FileType::RegularFile => "a file",
-            _ => "a special file",
-        },
-        Err(_) => "something else",
-    };
-    VolumeError::InTheWay { path: path.to_owned(), found, wanted }
 }
 
 impl Volume {
@@ -538,38 +398,5 @@ impl Volume {
         fs::unlinkat(self.own.fd(), probe, AtFlags::empty())
             .map_err(failed("remove", ".ossvp/probe"))?;
         Ok(folds)
-    }
-}
-
-/// A failed write of `needed` bytes for `path` on the file system of `at`.
-pub(super) fn write_failed(at: impl AsFd, path: &str, needed: u64, errno: Errno) -> VolumeError {
-    match (errno, room(at)) {
-        (Errno::NOSPC, Ok(Room { available, total, .. })) => {
-            VolumeError::Full { path: path.to_owned(), needed, available, total }
-        }
-        _ => failed("write", path)(errno),
-    }
-}
-
-/// The room on the file system of `at`.
-pub(crate) fn room(at: impl AsFd) -> Result<Room, VolumeError> {
-    let stat = fs::fstatvfs(at).map_err(failed("ask for the room on", "the volume"))?;
-    Ok(Room {
-        available: stat.f_bavail.saturating_mul(stat.f_frsize),
-        // some network file systems answer zero for both: they do not count files
-        files: (stat.f_files > 0).then_some(stat.f_favail),
-        total: stat.f_blocks.saturating_mul(stat.f_frsize),
-    })
-}
-
-/// Closes a file and hears what that reports.
-fn close(file: OwnedFd) -> Result<(), Errno> {
-    // SAFETY: `into_raw_fd` gives up ownership, so the descriptor is valid here and closed once.
-    #[allow(
-        unsafe_code,
-        reason = "the only way to hear close's error, which NFS reports writes by"
-    )]
-    unsafe {
-        rustix::io::try_close(file.into_raw_fd())
     }
 }

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use rustix::fs::OFlags;
+use rustix::fs::{FsWord, OFlags};
 use rustix::io::Errno;
 
+use super::at::errno;
 use super::failure::Failure;
-use super::volume::{Volume, errno};
+use super::volume::Volume;
 use crate::handoff::Direct;
 use crate::keys::VolumePath;
 
@@ -169,10 +170,9 @@ impl Staged {
 
 /// Whether the volume's file system is one on which O_DIRECT was measured to pay.
 fn takes_direct(volume: &Volume) -> bool {
-    const EXT4: i64 = 0xef53;
-    const XFS: i64 = 0x5846_5342;
-    rustix::fs::fstatfs(volume.own().fd())
-        .is_ok_and(|stat| matches!(stat.f_type as i64, EXT4 | XFS))
+    const EXT4: FsWord = 0xef53;
+    const XFS: FsWord = 0x5846_5342;
+    rustix::fs::fstatfs(volume.own().fd()).is_ok_and(|stat| matches!(stat.f_type, EXT4 | XFS))
 }
 
 /// Writes one run of bytes, in order, from an offset on.

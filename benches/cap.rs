@@ -95,7 +95,9 @@ fn main() {
         runtime.shutdown_timeout(Duration::from_secs(1));
 
         let asked = rate.parse::<ossvp::handoff::Rate>().unwrap().bytes_per_second() as f64;
-        let steady: Vec<_> = passed.iter().filter(|(at, _)| *at >= WARM_UP).copied().collect();
+        let mut steady = vec![(WARM_UP, 0)];
+        steady.extend(passed.iter().filter(|(at, _)| *at >= WARM_UP));
+        steady.push((SECONDS, 0));
         let bytes: u64 = steady.iter().map(|(_, bytes)| bytes).sum();
         let mean = bytes as f64 / (SECONDS - WARM_UP);
         let (least, most) = extremes(&steady, 5.0);

@@ -9,6 +9,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use sha2::{Digest, Sha256};
 
+use super::at::{VolumeError, errno};
 use super::failure::Failure;
 use super::inspect::Capacity;
 use super::layout::{Layout, LayoutError, Place};
@@ -224,7 +225,8 @@ impl Listing {
 }
 
 fn spool_failed(error: io::Error) -> Failure {
-    Failure::Unexpected(format!("cannot sort the listing on the volume: {error}"))
+    VolumeError::Call { action: "sort", path: "the listing".to_owned(), source: errno(&error) }
+        .into()
 }
 
 /// Who takes which object: the shard that has the least so far. Every shard lists everything and

@@ -11,8 +11,9 @@ use crate::handoff::{
 use crate::keys::SourceUrl;
 use crate::store::{Addressing, Connection};
 
-/// Bytes of one ranged GET. The largest part at which one object server still gives its best
-/// (AWS's CRT uses the same); a lost part costs little. See docs/benchmarks for what was measured.
+/// Bytes of one ranged GET. At 100 MB/s a connection it takes 80 ms, so that 20 ms to the first byte
+/// cost a fifth of the time, which a few more requests in flight win back; and a part that is lost
+/// in a kill costs little.
 pub(crate) const PART_SIZE: u64 = 8 << 20;
 /// The smallest part size that `--part-size` takes.
 const SMALLEST_PART: u64 = 64 << 10;
@@ -20,7 +21,8 @@ const SMALLEST_PART: u64 = 64 << 10;
 /// each. Larger objects get larger parts (5 TB: 500 MB).
 const MOST_PARTS: u64 = 10_000;
 /// The most bytes of one body frame. hyper's buffer grows to what arrives at once; with several
-/// hundred connections this is what bounds memory, and larger frames did not save measurable CPU.
+/// hundred connections this is what bounds memory. A bare client was as fast with 128 KiB as with
+/// 1 MiB, within noise.
 const LARGEST_FRAME: usize = 128 << 10;
 
 /// Arguments that cannot be used together, or not at all.

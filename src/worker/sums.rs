@@ -5,6 +5,7 @@ use std::io;
 use futures::StreamExt;
 use object_store::GetOptions;
 
+use super::at::{VolumeError, errno};
 use super::failure::Failure;
 use super::manifest::unhex;
 use super::sort::{Sorted, Sorter, SpillFile};
@@ -85,7 +86,7 @@ impl Sums {
 }
 
 fn sorting(error: io::Error) -> Failure {
-    Failure::Unexpected(format!("cannot sort {NAME}: {error}"))
+    VolumeError::Call { action: "sort", path: NAME.to_owned(), source: errno(&error) }.into()
 }
 
 /// A line of `sha256sum`: 64 hex digits, two spaces or a space and `*`, the path; a line that

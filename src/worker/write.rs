@@ -48,7 +48,8 @@ impl Calls {
 
 /// The alignment that O_DIRECT asks for on every file system in use: a page.
 pub(crate) const ALIGNMENT: usize = 4096;
-/// Bytes of one O_DIRECT write: from here on larger ones were not faster.
+/// Bytes of one O_DIRECT write: with writes of 1 MiB a bare client left nothing to be gained by
+/// larger ones on ext4.
 const DIRECT_WRITE: usize = 1 << 20;
 
 /// Bytes that begin at an aligned address.

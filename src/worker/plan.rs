@@ -77,6 +77,17 @@ pub(crate) fn decide(entry: Entry, held: Option<Held>, demands: Demands) -> Acti
     }
 }
 
+/// Whether a key has another place than before: with `--unmappable escape`, that depends on the
+/// keys beside it.
+fn moved(target: &Target, held: &Held) -> bool {
+    match (target, held) {
+        (Target::File(now), Held::File { record, .. }) => *now != record.path,
+        (Target::Directory(now), Held::Directory { path, .. }) => now != path,
+        (Target::File(_), Held::Directory { .. }) => true,
+        (Target::Directory(_), Held::File { .. }) => true,
+    }
+}
+
 /// Whether the record was made from the listed version: the ETag decides, else the time.
 fn same_version(entry: &Entry, record: &FileRecord) -> bool {
     let same_size = entry.symlink || entry.size == record.size;
@@ -92,6 +103,8 @@ fn same_version(entry: &Entry, record: &FileRecord) -> bool {
 pub(crate) struct Planner {
     listing: Listing,
     listed: Option<Entry>,
+    /// An entry whose old place is being removed.
+    moving: Option<Entry>,
     history: History,
     held: Option<Held>,
     sums: Sums,
@@ -123,6 +136,7 @@ impl Planner {
         Self {
             listing,
             listed: None,
+            moving: None,
             history,
             held: None,
             sums,
@@ -148,6 +162,9 @@ impl Planner {
             }
             self.held = self.history.next()?;
         }
+        if let Some(entry) = self.moving.take() {
+            return Ok(Some(decide(entry, None, self.needs.demands)));
+        }
         let order = match (&self.listed, &self.held) {
             (None, None) => {
                 self.counters.listing_done.store(true, Relaxed);
@@ -165,6 +182,13 @@ impl Planner {
         self.listed = self.listing.next().await?;
         self.check_room()?;
         entry.sha256 = self.sums.of(&entry.relative)?;
+        if let Some(held) = &held
+            && moved(&entry.target, held)
+        {
+            let gone = held.clone();
+            self.moving = Some(entry);
+            return Ok(Some(Action::Remove(gone)));
+        }
         // a file that someone touched is not the one that was committed
         let held = match held {
             Some(Held::File { record, .. }) if !self.untouched(&record)? => None,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use oss_server::{Builder, Fault, Operation, OssServer, PutOptions};
 use ossvp::handoff::{OUTCOME_LIMIT, Outcome};
+use rustix::process::{Pid, Signal};
 use support::{BUCKET, ID, Place, Ran, Run, SECRET, bytes, files, ossvp, populate, server, tree};
 
 const SOURCE: &str = "oss://bucket/data/";
@@ -281,10 +282,9 @@ impl Stalled {
         stalled
     }
 
-    fn signal(&self, name: &str) {
-        let id = self.child.as_ref().unwrap().id().to_string();
-        let sent = Command::new("kill").args(["-s", name, &id]).status().unwrap();
-        assert!(sent.success());
+    fn signal(&self, signal: Signal) {
+        let id = Pid::from_child(self.child.as_ref().unwrap());
+        rustix::process::kill_process(id, signal).unwrap();
     }
 
     fn wait(mut self) -> Ran {
@@ -397,12 +397,7 @@ impl Mounted {
     /// Says why not where nothing can be mounted.
     fn new(args: &[&str], what: &Path, at: &Path) -> Option<Self> {
         std::fs::create_dir_all(at).unwrap();
-        let mounted = Command::new("mount").args(args).arg(what).arg(at).output().unwrap();
-        if !mounted.status.success() {
-            let why = String::from_utf8_lossy(&mounted.stderr);
-            println!("SKIPPED: nothing can be mounted here: {why}");
-            return None;
-        }
+        does(Command::new("mount").args(args).arg(what).arg(at))?;
         Some(Self(at.to_owned()))
     }
 
@@ -410,10 +405,20 @@ impl Mounted {
     fn small(place: &Place) -> Option<Self> {
         let image = place.file("image");
         std::fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
-        let made = Command::new("mkfs.ext4").arg("-q").arg(&image).status().unwrap();
-        assert!(made.success());
+        does(Command::new("/sbin/mkfs.ext4").arg("-q").arg(&image))?;
         Self::new(&["-o", "loop"], &image, &place.volume())
     }
+}
+
+/// Runs what only root may do, and not everywhere.
+fn does(command: &mut Command) -> Option<()> {
+    let why = match command.output() {
+        Ok(output) if output.status.success() => return Some(()),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    println!("SKIPPED: {:?}: {why}", command.get_program());
+    None
 }
 
 impl Drop for Mounted {
@@ -565,7 +570,7 @@ fn an_unmappable_key_is_8() {
 
 #[test]
 fn a_signal_ends_a_run_at_once_and_the_next_run_finishes_it() {
-    for (name, code) in [("INT", 130), ("TERM", 143)] {
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let (server, place) = (server(), Place::new());
         server.put(BUCKET, "data/a", "content");
         server.put(BUCKET, "data/stalls", bytes(1, 300_000));
@@ -574,9 +579,9 @@ fn a_signal_ends_a_run_at_once_and_the_next_run_finishes_it() {
         let run = Stalled::start(&server, &place, &flags);
         let outcome = run.outcome.clone();
         let start = Instant::now();
-        run.signal(name);
+        run.signal(signal);
         let ran = run.wait();
-        assert!(start.elapsed() < Duration::from_secs(2), "{name}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(2), "{signal:?}: {:?}", start.elapsed());
         told(&ran, &outcome, code, &["interrupted; run again to go on"]);
         assert_eq!(read_outcome(&outcome).objects, 1);
         assert!(!place.is_marked());
@@ -603,7 +608,7 @@ fn a_signal_is_heard_while_nothing_answers() {
     let run = Stalled { child: Some(child), outcome: outcome.clone() };
     support::wait_until("a listing", || server.stats().concurrent > 0);
     let start = Instant::now();
-    run.signal("TERM");
+    run.signal(Signal::TERM);
     told(&run.wait(), &outcome, 143, &["interrupted"]);
     assert!(start.elapsed() < Duration::from_secs(2));
 }

@@ -182,8 +182,8 @@ fn parent(prefix: &str) -> &str {
 /// A key or path for people: escaped, and cut in the middle if it is long.
 fn shown(text: &str) -> String {
     let escaped = |chars: &[char]| {
-        let text: String = chars.iter().collect();
-        text.escape_debug().to_string().replace('|', "\\|")
+        let quoted = format!("{:?}", chars.iter().collect::<String>());
+        quoted[1..quoted.len() - 1].replace('|', "\\|")
     };
     let chars: Vec<char> = text.chars().collect();
     match chars.len() {

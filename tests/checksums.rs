@@ -439,3 +439,13 @@ fn sha256_asked_for_later_is_computed_from_the_volume() {
     run(&server, &place, "oss", &["--sha256"]).ended(6).says("sha256 is ");
     assert!(!place.is_marked());
 }
+
+#[test]
+fn sums_beside_a_prefix_that_is_no_directory_are_not_asked_for() {
+    let (server, place) = (server(), Place::new());
+    server.put(BUCKET, "data/model", "x");
+    server.put(BUCKET, "data/SHA256SUMS", "no sums at all");
+    let source = format!("oss://{BUCKET}/data/mo");
+    populate(&server, &source, &place.volume()).arg("--sha256").run().ended(0);
+    assert_eq!(server.gets(BUCKET, "data/SHA256SUMS"), 0);
+}

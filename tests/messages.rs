@@ -239,6 +239,21 @@ fn an_empty_prefix_is_3_unless_it_may_be() {
 }
 
 #[test]
+fn filters_that_leave_nothing_are_3() {
+    let server = server();
+    server.put(BUCKET, "data/model.bin", "x");
+    let place = Place::new();
+    let run = || {
+        let mut command = populate(&server, SOURCE, &place.volume());
+        command.args(["--include", "*.safetensors"]);
+        command
+    };
+    ends(&mut run(), 3, &["nothing under oss://bucket/data/", "filters"]);
+    assert!(!place.is_marked());
+    ends(run().arg("--allow-empty"), 0, &["complete: 0 objects"]);
+}
+
+#[test]
 fn a_clock_that_is_an_hour_off_is_corrected() {
     for ahead in [3600, -3600] {
         let server = filled(builder().clock_ahead(ahead).start_blocking().unwrap());

@@ -36,7 +36,10 @@ pub enum Failure {
         /// How many fit.
         holds: u64,
     },
-    /// The source lists keys in another order than by bytes, or one twice.
+    /// The source lists a key twice.
+    #[error("the source listed key {0} twice; run again for a new listing")]
+    Twice(Key),
+    /// The source lists keys in another order than by bytes.
     #[error(
         "the source listed key {key} after {previous}, not in byte order; --plan-first sorts the listing before the first fetch"
     )]
@@ -155,7 +158,7 @@ impl Failure {
                 Class::Changed => ExitCode::Changed,
             },
             Self::Layout(LayoutError::Unmappable { .. }) => ExitCode::Occupied,
-            Self::Layout(LayoutError::Stray(_)) => ExitCode::Transient,
+            Self::Layout(LayoutError::Stray(_)) | Self::Twice(_) => ExitCode::Transient,
             Self::Volume(error) => error.exit_code(),
             Self::TooSmall { .. } => ExitCode::Volume,
             Self::NothingListed(_) | Self::OutOfOrder { .. } | Self::Sums { .. } => {

@@ -150,10 +150,12 @@ impl Listing {
     /// What the source answers, or a key that has no place in the volume.
     pub(crate) async fn next(&mut self) -> Result<Option<Entry>, Failure> {
         while let Some(listed) = self.next_listed().await? {
-            if let Some(previous) = self.previous.replace(listed.key.clone())
-                && previous >= listed.key
-            {
-                return Err(Failure::OutOfOrder { previous, key: listed.key });
+            match self.previous.replace(listed.key.clone()) {
+                Some(previous) if previous == listed.key => return Err(Failure::Twice(previous)),
+                Some(previous) if previous > listed.key => {
+                    return Err(Failure::OutOfOrder { previous, key: listed.key });
+                }
+                _ => {}
             }
             if let Some(entry) = self.place(listed)? {
                 return Ok(Some(entry));
@@ -189,6 +191,7 @@ impl Listing {
             self.counters.skipped.fetch_add(1, Relaxed);
             return Ok(None);
         }
+        self.counters.taken.fetch_add(1, Relaxed);
         if !self.shards.mine(size) {
             return Ok(None);
         }

@@ -156,7 +156,8 @@ impl Planner {
             self.started = true;
             self.listed = self.listing.next().await?;
             // before anything is removed that an empty listing does not have
-            let empty = self.listed.is_none() && self.counters.listed_objects.load(Relaxed) == 0;
+            let taken = self.counters.taken.load(Relaxed) + self.counters.unmappable.load(Relaxed);
+            let empty = self.listed.is_none() && taken == 0;
             if let (true, Some(source)) = (empty, &self.needs.not_empty) {
                 return Err(Failure::NothingListed(source.clone()));
             }

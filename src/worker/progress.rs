@@ -23,6 +23,8 @@ pub(crate) struct Counters {
     pub(crate) listed_objects: AtomicU64,
     pub(crate) listed_bytes: AtomicU64,
     pub(crate) listing_done: AtomicBool,
+    /// That pass the filters, other shards' included.
+    pub(crate) taken: AtomicU64,
     /// Left out by filters.
     pub(crate) skipped: AtomicU64,
     /// Left out because they are no safe path.

@@ -34,7 +34,9 @@ impl Sums {
         prefix: &Prefix,
         spill: SpillFile,
     ) -> Result<Self, Failure> {
-        let Ok(key) = prefix.key(NAME) else { return Ok(Self::default()) };
+        // beside a prefix that is no directory it would speak of other objects too
+        let key = prefix.key(NAME).ok().filter(|key| prefix.relative(key).is_some());
+        let Some(key) = key else { return Ok(Self::default()) };
         let objects = source.objects();
         let answer = match objects.get_opts(&location(&key), GetOptions::default()).await {
             Ok(answer) => answer,

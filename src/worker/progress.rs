@@ -98,7 +98,7 @@ impl Display {
 
     fn bar(counters: Arc<Counters>) -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-        let template = "{bar:30.cyan/blue} {bytes} of {prefix}{total_bytes}  {msg}";
+        let template = "{bar:30.cyan/blue} {decimal_bytes} of {prefix}{decimal_total_bytes}  {msg}";
         if let Ok(style) = BarStyle::with_template(template) {
             bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
         }

@@ -98,7 +98,7 @@ fn populate(args: PopulateArgs) -> ExitCode {
         }
         worker::run(options, stop).await
     });
-    // a file call that hangs must not hold the exit; nothing behind it is committed any more
+    // a file call that hangs must not hold the exit; what it may still finish is right, only unsaid
     runtime.shutdown_timeout(Duration::from_secs(1));
     show(&ended);
     ended.code

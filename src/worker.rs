@@ -94,10 +94,17 @@ impl Stop {
 pub async fn run(options: Options, mut stop: Stop) -> Ended {
     let options = Arc::new(options);
     let watch = Arc::new(Watch::new());
+    // on a task of its own: a file call that hangs there does not keep us from hearing the stop
+    let mut performing = Aside::spawn({
+        let (options, watch) = (Arc::clone(&options), Arc::clone(&watch));
+        async move { perform(&options, &watch).await }
+    });
     let result = tokio::select! {
         biased;
         code = stop.asked() => Err(Failure::Interrupted(code)),
-        result = perform(&options, &watch) => result,
+        result = &mut performing.0 => result.unwrap_or_else(|error| {
+            Err(Failure::Unexpected(format!("the run did not finish: {error}")))
+        }),
     };
     report::ended(&options, &watch, result)
 }
@@ -206,10 +213,55 @@ fn standing(options: &Options, own: &Own) -> Result<Option<Marker>, Failure> {
     Ok(None)
 }
 
+/// Removes every file and directory of `history`.
+fn discard(volume: &Volume, history: &mut History) -> Result<(), Failure> {
+    while let Some(held) = history.next()? {
+        match held {
+            inspect::Held::File { record, .. } => {
+                volume.remove(&record.path, false)?;
+                volume.remove_empty_parents(&record.path)?;
+            }
+            inspect::Held::Directory { path, .. } => volume.remove(&path, true)?,
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a volume that another number of workers has begun: their files are in manifests that
+/// this worker does not keep. A whole run, which has the volume alone, discards them with `--force`.
+fn same_division(options: &Options, volume: &Volume, boot: &str) -> Result<(), Failure> {
+    let base = volume.base();
+    let others: Vec<ShardOf> = base
+        .shards()?
+        .into_iter()
+        .filter(|shard| shard.count != options.shard.count)
+        .chain((options.shard != ShardOf::WHOLE).then_some(ShardOf::WHOLE))
+        .collect();
+    for shard in others {
+        let Some(own) = base.shard(shard)? else { continue };
+        let Some(past) = inspect::past(&own, boot, volume.own().spill())? else { continue };
+        if !(options.force && options.shard == ShardOf::WHOLE) {
+            let workers = |count| match count {
+                1 => "one worker".to_owned(),
+                count => format!("{count} workers"),
+            };
+            return Err(Failure::Division {
+                held: workers(shard.count),
+                asked: workers(options.shard.count),
+            });
+        }
+        let mut history = past.history;
+        discard(volume, &mut history)?;
+        own.remove(inspect::MARKER)?;
+        own.remove(inspect::MANIFEST)?;
+    }
+    Ok(())
+}
+
 /// What earlier runs of the same source left. Another source's files are removed with `--force`,
 /// else they are an error.
 fn remaining(options: &Options, volume: &Arc<Volume>, boot: &str) -> Result<History, Failure> {
-    let past = match inspect::past(volume, boot, volume.own().spill()) {
+    let past = match inspect::past(volume.own(), boot, volume.own().spill()) {
         Ok(Some(past)) => past,
         Ok(None) => return Ok(History::none()),
         Err(Failure::Version { .. }) if options.force => return Ok(History::none()),
@@ -228,15 +280,7 @@ fn remaining(options: &Options, volume: &Arc<Volume>, boot: &str) -> Result<Hist
             asked: options.identity.to_string(),
         });
     }
-    while let Some(held) = history.next()? {
-        match held {
-            inspect::Held::File { record, .. } => {
-                volume.remove(&record.path, false)?;
-                volume.remove_empty_parents(&record.path)?;
-            }
-            inspect::Held::Directory { path, .. } => volume.remove(&path, true)?,
-        }
-    }
+    discard(volume, &mut history)?;
     volume.own().remove(inspect::MANIFEST)?;
     volume.own().remove(UNORDERED)?;
     volume.clean_staged(|_| false)?;
@@ -265,10 +309,14 @@ async fn fill(
         let (options, volume) = (Arc::clone(options), Arc::clone(volume));
         let counters = Arc::clone(&counters);
         move || {
+            same_division(&options, &volume, &boot)?;
             let history = remaining(&options, &volume, &boot)?;
             let reserved = volume.clean_staged(resumable)?;
             let capacity = Capacity::of(&volume, &history, reserved)?;
             let ledger = Ledger::open(&volume, &counters, &options.identity, &history, &boot)?;
+            if ledger.folds_names() && options.shard != ShardOf::WHOLE {
+                return Err(Failure::FoldsNames);
+            }
             Ok((history, capacity, Arc::new(ledger)))
         }
     })
@@ -278,7 +326,6 @@ async fn fill(
     let pace = Pace::new(options.concurrency);
     let _steering = Aside::spawn(Arc::clone(&pace).steer(Arc::clone(&counters), source.meter()));
     let _sampling = Aside::spawn(Arc::clone(watch).sample(Arc::clone(&pace)));
-    let _checkpoints = Aside::spawn(checkpoints(Arc::clone(&ledger)));
 
     let sort_first = sort_first.then(|| (volume.own().spill(), Some(capacity)));
     let listing = list(options, source, &counters, sort_first).await?;
@@ -293,7 +340,18 @@ async fn fill(
     );
     let (planning, actions) = plan_ahead(planner, Arc::clone(watch));
     let fetcher = Fetcher::new(source, volume, &ledger, &counters, options, demands(options));
-    let committed = fetcher.carry_out(actions, &pace).await?;
+    // a failed checkpoint is a failed run
+    let committed = tokio::select! {
+        committed = fetcher.carry_out(actions, &pace) => committed,
+        failure = checkpoints(&ledger) => Err(failure),
+    };
+    let closing = Arc::clone(&ledger);
+    blocking(move || {
+        closing.close();
+        Ok(())
+    })
+    .await?;
+    let committed = committed?;
     let listing_digest = planning.finish().await?.listing_digest();
     watch.fetched();
     let done = Done { ledger, volume: Arc::clone(volume), listing_digest, started, committed };
@@ -370,13 +428,13 @@ fn plan_ahead(
     (planning, receiver)
 }
 
-async fn checkpoints(ledger: Arc<Ledger>) {
+/// Syncs from time to time, until that fails.
+async fn checkpoints(ledger: &Arc<Ledger>) -> Failure {
     loop {
         tokio::time::sleep(CHECKPOINT_EVERY).await;
-        let ledger = Arc::clone(&ledger);
-        // a failed sync shows again at the end, where it counts
-        if let Err(error) = blocking(move || ledger.checkpoint()).await {
-            tracing::warn!(%error, "checkpoint failed");
+        let ledger = Arc::clone(ledger);
+        if let Err(failure) = blocking(move || ledger.checkpoint()).await {
+            return failure;
         }
     }
 }
@@ -402,7 +460,7 @@ async fn complete(
         volume.clean_staged(|_| false)?;
         let manifest_sha256 = ledger.settle(options.sha256)?;
         let syncing = Instant::now();
-        volume.sync()?;
+        ledger.sync()?;
         watch.synced(syncing.elapsed());
         let totals = ledger.totals();
         let finished = Utc::now();
@@ -469,6 +527,7 @@ async fn dry_run(
             Action::Keep(record) | Action::Reread { record, .. } => plan.count(record.size),
             Action::MakeDirectory { .. } => plan.directories += 1,
             Action::Remove(_) => plan.remove_objects += 1,
+            Action::Forget(_) => {}
         }
     }
     watch.listed();
@@ -485,7 +544,7 @@ async fn dry_run(
 fn what_is_there(options: &Options) -> Result<(History, Option<Capacity>), Failure> {
     let Some(path) = &options.volume else { return Ok((History::none(), None)) };
     if let Some(volume) = Volume::look(path)? {
-        let past = inspect::past(&volume, &inspect::boot_id(), sort::temporary())?;
+        let past = inspect::past(volume.base(), &inspect::boot_id(), sort::temporary())?;
         let history = match past {
             Some(Past { identity, history }) if identity == options.identity => history,
             Some(Past { identity, .. }) if !options.force => {

@@ -108,5 +108,43 @@ fn a_whole_run_and_a_shard_exclude_each_other() {
     child.kill().unwrap();
     child.wait().unwrap();
     server.clear_faults();
-    populate(&server, "oss://bucket/data/", &place.volume()).run().ended(0);
+    for n in ["0/2", "1/2"] {
+        shard(&server, &place.volume(), n, &[]).ended(0);
+    }
+    ossvp().arg("verify").arg(place.volume()).run().ended(0);
+}
+
+#[test]
+fn an_object_that_changes_hands_between_two_rounds_is_not_lost() {
+    let server = server();
+    let place = Place::new();
+    let mut expected = put(&server, 60);
+    shard(&server, &place.volume(), "0/2", &[]).ended(0);
+    // in front of all others and heavy: every later object may change hands
+    let body = bytes(1000, 300_000);
+    server.put(BUCKET, "data/a-first", body.clone());
+    expected.insert("a-first".to_owned(), body);
+    shard(&server, &place.volume(), "1/2", &[]).ended(5).says("different listings");
+    assert!(!place.volume().join(".ossvp/complete.json").exists());
+    shard(&server, &place.volume(), "0/2", &[]).ended(0);
+    shard(&server, &place.volume(), "1/2", &[]).ended(0);
+    assert_eq!(files(&place.volume()), expected);
+    let verified = ossvp().arg("verify").arg(place.volume()).run().ended(0);
+    assert!(verified.stderr.contains("61 files"), "{}", verified.stderr);
+}
+
+#[test]
+fn another_number_of_workers_is_refused_until_one_discards_the_rest() {
+    let server = server();
+    let place = Place::new();
+    let expected = put(&server, 20);
+    let whole = || populate(&server, "oss://bucket/data/", &place.volume());
+    shard(&server, &place.volume(), "0/2", &[]).ended(0);
+    shard(&server, &place.volume(), "0/3", &[]).ended(8).says("2 workers filled, not 3 workers");
+    whole().run().ended(8).says("2 workers filled, not one worker");
+    shard(&server, &place.volume(), "0/3", &["--force"]).ended(8);
+    whole().arg("--force").run().ended(0);
+    assert_eq!(files(&place.volume()), expected);
+    std::fs::remove_file(place.volume().join(".ossvp/complete.json")).unwrap();
+    shard(&server, &place.volume(), "0/2", &[]).ended(8).says("one worker filled, not 2 workers");
 }

@@ -147,6 +147,18 @@ impl Objects {
         let mut budget = Budget::new();
         let Opened { headers, body, range, size } = client.open(&ask, range, &mut budget).await?;
         let stated = Stated::read(&headers, options.range.is_some() && !options.head);
+        // a server or a cache between may not know If-Match
+        if let (Some(asked), Some(answered)) = (&options.if_match, &stated.etag)
+            && asked.starts_with('"')
+            && asked != answered
+        {
+            return Err(StoreError::ChangedMeanwhile {
+                subject: client.subject(Some(key)),
+                what: "ETag",
+                was: asked.clone(),
+                is: answered.clone(),
+            });
+        }
         let meta = ObjectMeta {
             location: path.clone(),
             last_modified: http_date(&headers, "last-modified").unwrap_or_default(),

@@ -53,6 +53,11 @@ pub(crate) struct Ledger {
     volume: Arc<Volume>,
     counters: Arc<Counters>,
     folds_names: bool,
+    /// Held while a file gets its name and its line, where two names may be one file: nobody may
+    /// look for the other name in between.
+    naming: Mutex<()>,
+    /// Held during a checkpoint, so that none is under way when the manifest is settled.
+    checkpointing: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -62,8 +67,12 @@ struct State {
     end: u64,
     /// Where the lines end that are known to be on the device.
     synced: u64,
+    /// Where the manifest ended after a checkpoint that found nothing new behind it.
+    quiet: u64,
     /// Whether lines were superseded, so that the manifest must be written anew at the end.
     superseded: bool,
+    /// Whether the last line is written: no checkpoint may follow.
+    closed: bool,
     committed: u64,
     bytes: u64,
     directories: u64,
@@ -94,11 +103,15 @@ impl Ledger {
             volume: Arc::clone(volume),
             counters: Arc::clone(counters),
             folds_names: volume.folds_names()?,
+            naming: Mutex::default(),
+            checkpointing: Mutex::default(),
             state: Mutex::new(State {
                 file,
                 end: history.end,
                 synced: 0,
+                quiet: 0,
                 superseded: !history.is_none(),
+                closed: false,
                 committed: 0,
                 bytes: 0,
                 directories: 0,
@@ -144,6 +157,8 @@ impl Ledger {
             return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
         };
         let Finished { name, file, digests, checked } = finished;
+        let _alone =
+            self.folds_names.then(|| self.naming.lock().unwrap_or_else(PoisonError::into_inner));
         match self.volume.publish(&name, file, path, entry.modified_ms)? {
             Published::New => {}
             Published::Exists => self.take_place(entry, path, &name, &digests, replaces)?,
@@ -206,6 +221,12 @@ impl Ledger {
         self.append(&mut state, &Line::Gone { relative: held.relative().to_owned() })
     }
 
+    /// Forgets what is no longer ours to keep, and leaves it where it is.
+    pub(crate) fn forget(&self, held: &Held) -> Result<(), Failure> {
+        let mut state = self.state();
+        self.append(&mut state, &Line::Gone { relative: held.relative().to_owned() })
+    }
+
     /// The staged file `name` takes the place of what stands at `path`.
     fn take_place(
         &self,
@@ -228,7 +249,11 @@ impl Ledger {
             {
                 return Err(Failure::OnePath { key: entry.key.clone(), other });
             }
-            if kind.is_some_and(FileType::is_file) && !self.has_bytes(path, digests)? {
+            let same = match kind {
+                None => true,
+                Some(kind) => kind.is_file() && self.has_bytes(path, digests)?,
+            };
+            if !same {
                 tracing::warn!(path = path.as_str(), "replaced a file that was not ossvp's");
             }
         }
@@ -289,23 +314,51 @@ impl Ledger {
     }
 
     /// Syncs the file system, and notes up to where the manifest can be trusted after a power cut.
+    ///
+    /// # Errors
+    /// A failed sync ends the run: the kernel tells of lost writes once, and not again at the end.
     pub(crate) fn checkpoint(&self) -> Result<(), Failure> {
+        let _alone = self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner);
         let end = {
             let state = self.state();
-            if state.synced == state.end {
+            if state.closed || state.quiet == state.end {
                 return Ok(());
             }
             state.end
         };
         // lines that are appended meanwhile are not vouched for
-        self.volume.sync()?;
+        self.sync()?;
         let mut state = self.state();
         let nothing_since = state.end == end;
         self.append(&mut state, &Line::Synced { before: end })?;
+        state.synced = end;
         if nothing_since {
-            state.synced = state.end;
+            state.quiet = state.end;
         }
         Ok(())
+    }
+
+    /// Syncs the file system. If that fails, what was committed since the last sync is noted as not
+    /// to be trusted: the page cache still shows bytes that the device has lost.
+    pub(crate) fn sync(&self) -> Result<(), Failure> {
+        let synced = self.volume.sync();
+        if synced.is_err() {
+            let mut state = self.state();
+            let from = state.synced;
+            self.append(&mut state, &Line::Untrusted { from })?;
+        }
+        Ok(synced?)
+    }
+
+    /// Waits for a checkpoint under way; none follows.
+    pub(crate) fn close(&self) {
+        let _alone = self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.state().closed = true;
+    }
+
+    /// Whether names that differ only in case or composition are one file here.
+    pub(crate) fn folds_names(&self) -> bool {
+        self.folds_names
     }
 
     /// What was committed so far.
@@ -323,10 +376,11 @@ impl Ledger {
     pub(crate) fn settle(&self, sha256: bool) -> Result<String, Failure> {
         let mut state = self.state();
         if state.superseded {
-            let file = self.compacted(&state.file)?;
+            let file = self.compacted(&state.file, state.end)?;
             state.end = file.metadata().map_or(0, |meta| meta.len());
             state.file = file;
             state.superseded = false;
+            state.synced = 0;
         }
         let mut sums = match sha256 {
             true => {
@@ -368,7 +422,7 @@ impl Ledger {
     }
 
     /// Writes the manifest anew, in key order, the last line of each key only.
-    fn compacted(&self, file: &File) -> Result<File, Failure> {
+    fn compacted(&self, file: &File, end: u64) -> Result<File, Failure> {
         let wrong = |error: std::io::Error| -> Failure {
             self.volume.writing(MANIFEST, 0, errno(&error)).into()
         };
@@ -393,6 +447,9 @@ impl Ledger {
                 }
                 Line::Synced { .. } | Line::Untrusted { .. } => {}
             }
+        }
+        if lines.end() != end {
+            return Err(Failure::Unexpected("the manifest does not read back".to_owned()));
         }
         out.write_all(&begin).map_err(wrong)?;
         let mut sorted = sorter.finish().map_err(wrong)?;

@@ -64,6 +64,21 @@ pub enum Failure {
         /// What was asked for.
         asked: String,
     },
+    /// The volume was begun with another number of workers.
+    #[error(
+        "the volume holds a part that {held} filled, not {asked}; go on with the same --shard, use another volume, or discard it by one run with --force and without --shard"
+    )]
+    Division {
+        /// Who filled it.
+        held: String,
+        /// Who would.
+        asked: String,
+    },
+    /// Several workers, where two names may be one file.
+    #[error(
+        "names that differ only in case are one file on this file system: fill it by one worker, without --shard"
+    )]
+    FoldsNames,
     /// `verify` of a volume that is not complete.
     #[error("{} has no completion marker: it was not filled by ossvp, or not to the end; run ossvp populate again", _0.display())]
     NoMarker(std::path::PathBuf),
@@ -166,6 +181,8 @@ impl Failure {
             }
             Self::Foreign { .. }
             | Self::NoMarker(_)
+            | Self::Division { .. }
+            | Self::FoldsNames
             | Self::Version { .. }
             | Self::OnePath { .. } => ExitCode::Occupied,
             Self::Mismatch { .. } | Self::Unverifiable(_) => ExitCode::Mismatch,

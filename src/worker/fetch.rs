@@ -112,7 +112,7 @@ impl Fetcher {
     ) -> Result<Committed, Failure> {
         let mut requests = JoinSet::new();
         let result = self.dispatch(&mut actions, pace, &mut requests).await;
-        // nothing is written behind a failure's back
+        // no request goes on behind a failure's back
         requests.shutdown().await;
         result
     }
@@ -185,6 +185,10 @@ impl Fetcher {
                 self.ledger.remove(&held)?;
                 Step::Nothing
             }
+            Action::Forget(held) => {
+                self.ledger.forget(&held)?;
+                Step::Nothing
+            }
             Action::Reread { entry, record } => {
                 Step::Unit(Unit::Reread { entry: Box::new(entry), record: Box::new(record) })
             }
@@ -239,14 +243,14 @@ impl Fetcher {
         Ok((answer, stated))
     }
 
-    async fn whole(self: &Arc<Self>, entry: Entry, replaces: bool) -> Result<Step, Failure> {
+    async fn whole(self: &Arc<Self>, mut entry: Entry, replaces: bool) -> Result<Step, Failure> {
         let Target::File(path) = entry.target.clone() else {
             return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
         };
         let mut attempts = 0;
         loop {
             attempts += 1;
-            match self.attempt(&entry, &path, replaces).await? {
+            match self.attempt(&mut entry, &path, replaces).await? {
                 Attempt::Finished(finished) => {
                     let committed =
                         self.calls.run(|| self.ledger.commit(&entry, finished, replaces))?;
@@ -272,7 +276,7 @@ impl Fetcher {
 
     async fn attempt(
         self: &Arc<Self>,
-        entry: &Entry,
+        entry: &mut Entry,
         path: &VolumePath,
         replaces: bool,
     ) -> Result<Attempt, Failure> {
@@ -283,9 +287,10 @@ impl Fetcher {
         if entry.symlink {
             self.counters.wanted_bytes.fetch_add(size, Relaxed);
             self.counters.wanted_bytes.fetch_sub(entry.size, Relaxed);
+            entry.size = size;
             if size > self.options.part_size {
                 let etag = answer.meta.e_tag.clone();
-                let entry = Entry { size, ..entry.clone() };
+                let entry = entry.clone();
                 let large = self.calls.run(|| self.large(entry, replaces, etag))?;
                 return Ok(Attempt::Large(large));
             }
@@ -499,7 +504,12 @@ impl Fetcher {
     async fn reread(&self, entry: Entry, record: FileRecord) -> Result<Step, Failure> {
         let (volume, path) = (Arc::clone(&self.volume), record.path.clone());
         let wanted = Wanted { sha256: self.demands.sha256, ..Wanted::default() };
-        let found = blocking(move || read_digests(&volume, &path, wanted)).await?;
+        let found = blocking(move || {
+            // what the page cache shows may be what the device has lost
+            volume.drop_cached(&path);
+            read_digests(&volume, &path, wanted)
+        })
+        .await?;
         let same = |found: &Digests| found.length == record.size && found.crc64 == record.crc64;
         let Some(found) = found.filter(same) else {
             tracing::warn!(

@@ -200,8 +200,8 @@ pub(crate) struct Past {
 ///
 /// # Errors
 /// [`Failure::Version`] for a manifest of another version.
-pub(crate) fn past(volume: &Volume, boot: &str, spill: SpillFile) -> Result<Option<Past>, Failure> {
-    let Some(file) = volume.own().read(MANIFEST)? else { return Ok(None) };
+pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Past>, Failure> {
+    let Some(file) = own.read(MANIFEST)? else { return Ok(None) };
     let mut lines = Lines::new(file)?;
     let identity = match lines.next()? {
         Some((_, Line::Header { version: VERSION, identity })) => *identity,

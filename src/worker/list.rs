@@ -32,7 +32,7 @@ pub(crate) enum Target {
     Directory(VolumePath),
 }
 
-/// An object that this run is responsible for.
+/// An object that the volume will have.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) key: Key,
@@ -49,6 +49,8 @@ pub(crate) struct Entry {
     pub(crate) symlink: bool,
     /// What a `SHA256SUMS` object says of it.
     pub(crate) sha256: Option<[u8; 32]>,
+    /// Whether it belongs to this shard.
+    pub(crate) mine: bool,
 }
 
 /// Where the records come from.
@@ -144,7 +146,7 @@ impl Listing {
         }
     }
 
-    /// The next entry that passes filters and shards.
+    /// The next entry that passes the filters.
     ///
     /// # Errors
     /// What the source answers, or a key that has no place in the volume.
@@ -192,19 +194,18 @@ impl Listing {
             return Ok(None);
         }
         self.counters.taken.fetch_add(1, Relaxed);
-        if !self.shards.mine(size) {
-            return Ok(None);
-        }
+        let mine = self.shards.mine(size);
         if archived {
             tracing::debug!(%key, "object is in an archive class: the source may refuse it");
         }
-        if matches!(target, Target::File(_)) {
+        if mine && matches!(target, Target::File(_)) {
             self.counters.wanted_objects.fetch_add(1, Relaxed);
             self.counters.wanted_bytes.fetch_add(size, Relaxed);
         }
         let relative = self.prefix.relative(&key).unwrap_or_default().to_owned();
         let modified_ms = modified.timestamp_millis();
-        Ok(Some(Entry { key, relative, target, size, etag, modified_ms, symlink, sha256: None }))
+        let sha256 = None;
+        Ok(Some(Entry { key, relative, target, size, etag, modified_ms, symlink, sha256, mine }))
     }
 
     fn takes_key(&self, key: &Key) -> bool {

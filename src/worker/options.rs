@@ -17,7 +17,7 @@ use crate::store::{Addressing, Connection};
 pub(crate) const PART_SIZE: u64 = 8 << 20;
 /// The smallest part size that `--part-size` takes.
 const SMALLEST_PART: u64 = 64 << 10;
-/// The most parts of one object: their state is kept in memory while it is fetched, some 64 bytes
+/// The most parts of one object: their state is kept in memory while it is fetched, some 120 bytes
 /// each. Larger objects get larger parts (5 TB: 500 MB).
 const MOST_PARTS: u64 = 10_000;
 /// The most bytes of one body frame. hyper's buffer grows to what arrives at once; with several

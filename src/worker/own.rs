@@ -67,6 +67,21 @@ impl Own {
         format!("{}/{name}", self.path)
     }
 
+    /// The names of directories of shards, whatever their count.
+    pub(crate) fn shards(&self) -> Result<Vec<ShardOf>, VolumeError> {
+        let wrong = || failed("read", &self.path);
+        let mut found = Vec::new();
+        // a second descriptor: reading a directory moves its position
+        let directory = fs::openat(&self.fd, ".", DIRECTORY, Mode::empty()).map_err(wrong())?;
+        for entry in fs::Dir::read_from(directory).map_err(wrong())? {
+            let entry = entry.map_err(wrong())?;
+            let name = entry.file_name().to_str().unwrap_or_default();
+            let shard = name.strip_prefix("shard-").map(|name| name.replace("-of-", "/"));
+            found.extend(shard.and_then(|shard| shard.parse::<ShardOf>().ok()));
+        }
+        Ok(found)
+    }
+
     /// Opens a file.
     pub(crate) fn open(&self, name: &str, flags: OFlags) -> Result<File, VolumeError> {
         fs::openat(&self.fd, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, FILE_MODE)

@@ -31,6 +31,8 @@ pub(crate) enum Action {
     MakeDirectory { entry: Entry, kept: bool },
     /// Remove what the source does not list any more.
     Remove(Held),
+    /// Forget what is another shard's by now, or someone else's: it stays where it is.
+    Forget(Held),
 }
 
 /// What this run asks of every file.
@@ -96,6 +98,14 @@ fn same_version(entry: &Entry, record: &FileRecord) -> bool {
             (Some(listed), Some(recorded)) => listed == recorded,
             _ => entry.modified_ms == record.modified_ms,
         }
+}
+
+/// How a committed file stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    AsCommitted,
+    Changed,
+    Gone,
 }
 
 /// Merges listing and history.
@@ -166,36 +176,62 @@ impl Planner {
         if let Some(entry) = self.moving.take() {
             return Ok(Some(decide(entry, None, self.needs.demands)));
         }
-        let order = match (&self.listed, &self.held) {
-            (None, None) => {
-                self.counters.listing_done.store(true, Relaxed);
-                return Ok(None);
+        loop {
+            let order = match (&self.listed, &self.held) {
+                (None, None) => {
+                    self.counters.listing_done.store(true, Relaxed);
+                    return Ok(None);
+                }
+                (Some(_), None) => std::cmp::Ordering::Less,
+                (None, Some(_)) => std::cmp::Ordering::Greater,
+                (Some(entry), Some(held)) => entry.relative.as_str().cmp(held.relative()),
+            };
+            let held = if order.is_ge() { self.take_held()? } else { None };
+            if order.is_gt() {
+                return held.map(|held| self.removal(held)).transpose();
             }
-            (Some(_), None) => std::cmp::Ordering::Less,
-            (None, Some(_)) => std::cmp::Ordering::Greater,
-            (Some(entry), Some(held)) => entry.relative.as_str().cmp(held.relative()),
-        };
-        let held = if order.is_ge() { self.take_held()? } else { None };
-        if order.is_gt() {
-            return Ok(held.map(Action::Remove));
+            let Some(entry) = self.listed.take() else { return Ok(None) };
+            self.listed = self.listing.next().await?;
+            self.check_room()?;
+            if let Some(action) = self.merged(entry, held)? {
+                return Ok(Some(action));
+            }
         }
-        let Some(mut entry) = self.listed.take() else { return Ok(None) };
-        self.listed = self.listing.next().await?;
-        self.check_room()?;
+    }
+
+    /// What to do with a listed object and what is held under its key.
+    fn merged(&mut self, mut entry: Entry, held: Option<Held>) -> Result<Option<Action>, Failure> {
+        let moved = held.as_ref().is_some_and(|held| moved(&entry.target, held));
+        if !entry.mine {
+            // its file may be another shard's by now; its old place is nobody's
+            return match held {
+                Some(held) if moved => self.removal(held).map(Some),
+                held => Ok(held.map(Action::Forget)),
+            };
+        }
         entry.sha256 = self.sums.of(&entry.relative)?;
-        if let Some(held) = &held
-            && moved(&entry.target, held)
-        {
-            let gone = held.clone();
-            self.moving = Some(entry);
-            return Ok(Some(Action::Remove(gone)));
-        }
-        // a file that someone touched is not the one that was committed
         let held = match held {
-            Some(Held::File { record, .. }) if !self.untouched(&record)? => None,
+            Some(held) if moved => {
+                self.moving = Some(entry);
+                return self.removal(held).map(Some);
+            }
+            // a file that someone touched is not the one that was committed
+            Some(Held::File { record, .. }) if self.look(&record)? != Look::AsCommitted => None,
             held => held,
         };
         Ok(Some(decide(entry, held, self.needs.demands)))
+    }
+
+    /// Removes what is no longer listed, unless someone changed it since.
+    fn removal(&self, held: Held) -> Result<Action, Failure> {
+        if let Held::File { record, .. } = &held
+            && self.look(record)? == Look::Changed
+        {
+            let path = record.path.as_str();
+            tracing::warn!(path, "no longer listed, but changed by someone: left where it is");
+            return Ok(Action::Forget(held));
+        }
+        Ok(Action::Remove(held))
     }
 
     fn take_held(&mut self) -> Result<Option<Held>, Failure> {
@@ -203,16 +239,17 @@ impl Planner {
         Ok(std::mem::replace(&mut self.held, next))
     }
 
-    /// Whether the file is still as it was committed, by size and time.
-    fn untouched(&self, record: &FileRecord) -> Result<bool, Failure> {
-        let Some(volume) = &self.volume else { return Ok(true) };
-        let Some(stat) = volume.stat(&record.path)? else { return Ok(false) };
+    /// How the file stands, by size and time.
+    fn look(&self, record: &FileRecord) -> Result<Look, Failure> {
+        let Some(volume) = &self.volume else { return Ok(Look::AsCommitted) };
+        let Some(stat) = volume.stat(&record.path)? else { return Ok(Look::Gone) };
         let ns = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec);
         let recorded_ns = i128::from(record.modified_ms) * 1_000_000;
         let coarse = stat.st_mtime_nsec == 0
             && (ns - recorded_ns).abs() <= i128::from(TIME_STEP_MS) * 1_000_000;
         let regular = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
-        Ok(regular && stat.st_size as u64 == record.size && (ns == recorded_ns || coarse))
+        let same = regular && stat.st_size as u64 == record.size && (ns == recorded_ns || coarse);
+        Ok(if same { Look::AsCommitted } else { Look::Changed })
     }
 
     fn check_room(&self) -> Result<(), Failure> {
@@ -240,6 +277,7 @@ mod tests {
             modified_ms: 1000,
             symlink: false,
             sha256: None,
+            mine: true,
         }
     }
 
@@ -303,7 +341,7 @@ mod tests {
                 Action::Fetch { .. } => "fetch",
                 Action::Keep(_) => "keep",
                 Action::Reread { .. } => "reread",
-                Action::MakeDirectory { .. } | Action::Remove(_) => "other",
+                Action::MakeDirectory { .. } | Action::Remove(_) | Action::Forget(_) => "other",
             };
             assert_eq!(found, wanted, "{name}");
         }

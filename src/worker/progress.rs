@@ -68,8 +68,8 @@ impl Counters {
 pub(crate) struct Display {
     shown: Option<tokio::task::JoinHandle<()>>,
     bar: Option<ProgressBar>,
-    /// What a last line is made of.
-    lines: Option<Arc<Counters>>,
+    /// What a last line is made of, and since when.
+    lines: Option<(Arc<Counters>, Instant)>,
 }
 
 impl Display {
@@ -93,7 +93,7 @@ impl Display {
                 line(&counted, rate.sample(counted.done_bytes.load(Relaxed)));
             }
         });
-        Self { shown: Some(shown), bar: None, lines: Some(counters) }
+        Self { shown: Some(shown), bar: None, lines: Some((counters, Instant::now())) }
     }
 
     fn bar(counters: Arc<Counters>) -> Self {
@@ -143,8 +143,9 @@ impl Drop for Display {
         if let Some(shown) = &self.shown {
             shown.abort();
         }
-        if let Some(counters) = &self.lines {
-            line(counters, 0);
+        if let Some((counters, started)) = &self.lines {
+            let bytes = counters.done_bytes.load(Relaxed) as f64;
+            line(counters, (bytes / started.elapsed().as_secs_f64().max(1e-3)) as u64);
         }
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

@@ -11,8 +11,9 @@ use sha2::{Digest, Sha256};
 use super::at::errno;
 use super::commit::SUMS;
 use super::failure::Failure;
-use super::inspect::{self, MARKER};
-use super::manifest::hex;
+use super::inspect::{self, Lines, MANIFEST, MARKER};
+use super::manifest::{Line, hex};
+use super::own::Own;
 use super::volume::Volume;
 use crate::handoff::{Marker, ShardOf};
 
@@ -23,8 +24,9 @@ const COMPLETION: &str = "completion";
 /// while some are not done.
 ///
 /// # Errors
-/// [`Failure::ShardsDiffer`] if shards saw different listings. The markers of those that differ from
-/// this one are removed, so that the next run lists for them anew.
+/// [`Failure::ShardsDiffer`] if shards saw different listings. All their markers are removed, so that
+/// every shard lists anew and looks at each of its files again: while they differed, one may have
+/// removed or replaced what another had.
 pub(crate) fn join(volume: &Volume, mine: &Marker) -> Result<Option<Marker>, Failure> {
     let base = volume.base();
     // held until the end of this function: two shards that end at once look one after the other
@@ -40,13 +42,16 @@ pub(crate) fn join(volume: &Volume, mine: &Marker) -> Result<Option<Marker>, Fai
     let agrees = |marker: &Marker| {
         marker.source == mine.source && marker.listing_digest == mine.listing_digest
     };
-    let mut differing = Vec::new();
-    for (own, marker) in markers.iter().filter(|(_, marker)| !agrees(marker)) {
-        own.remove(MARKER)?;
-        differing.push(marker.shard.index);
-    }
+    let differ = markers.iter().filter(|(_, marker)| !agrees(marker));
+    let differing: Vec<u32> = differ.map(|(_, marker)| marker.shard.index).collect();
     if !differing.is_empty() {
+        for (own, _) in &markers {
+            own.remove(MARKER)?;
+        }
         return Err(Failure::ShardsDiffer { shard: mine.shard, differing });
+    }
+    for (own, _) in &markers {
+        remake_directories(volume, own)?;
     }
     let whole = whole(mine, markers.iter().map(|(_, marker)| marker));
     if whole.sha256 {
@@ -66,6 +71,19 @@ pub(crate) fn join(volume: &Volume, mine: &Marker) -> Result<Option<Marker>, Fai
     let text = serde_json::to_string_pretty(&whole).expect("plain strings always serialise");
     base.write(MARKER, text.as_bytes())?;
     Ok(Some(whole))
+}
+
+/// Makes the directories that a shard's manifest records: another shard may have removed one as the
+/// empty parent of a file of its own.
+fn remake_directories(volume: &Volume, own: &Own) -> Result<(), Failure> {
+    let Some(manifest) = own.read(MANIFEST)? else { return Ok(()) };
+    let mut lines = Lines::new(manifest)?;
+    while let Some((_, line)) = lines.next()? {
+        if let Line::Directory { path, .. } = line {
+            volume.make_directory(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// What all markers say together.

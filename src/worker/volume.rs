@@ -153,12 +153,24 @@ impl Volume {
         };
         let at = parent.as_deref().map_or(self.root.as_fd(), AsFd::as_fd);
         let directory = Arc::new(open_or_make_directory(at, name, path)?);
+        if parent.is_none() && self.is_base(&directory)? {
+            // some file systems fold more than case, or drop trailing dots
+            let found = "another name of ossvp's own directory";
+            let wanted = "a directory for objects";
+            return Err(VolumeError::InTheWay { path: path.to_owned(), found, wanted });
+        }
         let mut cache = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
         if cache.len() >= CACHED_DIRECTORIES {
             cache.clear();
         }
         cache.insert(path.to_owned(), Arc::clone(&directory));
         Ok(directory)
+    }
+
+    fn is_base(&self, directory: &OwnedFd) -> Result<bool, VolumeError> {
+        let stat = |fd: BorrowedFd<'_>| fs::fstat(fd).map_err(failed("look at", OWN_DIRECTORY));
+        let (found, base) = (stat(directory.as_fd())?, stat(self.base.fd())?);
+        Ok((found.st_dev, found.st_ino) == (base.st_dev, base.st_ino))
     }
 
     fn cached(&self, path: &str) -> Option<Arc<OwnedFd>> {
@@ -230,6 +242,14 @@ impl Volume {
             .map_err(failed("open", path.as_str()))
     }
 
+    /// Asks the kernel to read the file at `path` from its device the next time.
+    pub(crate) fn drop_cached(&self, path: &VolumePath) {
+        if let Ok(file) = self.read(path) {
+            // best effort: a file system without a cache has nothing to drop
+            let _ = fs::fadvise(&file, 0, None, fs::Advice::DontNeed);
+        }
+    }
+
     /// Makes the directory `path`.
     pub(crate) fn make_directory(&self, path: &VolumePath) -> Result<(), VolumeError> {
         self.directory(Some(path.as_str())).map(drop)
@@ -245,6 +265,8 @@ impl Volume {
         }
         match gone {
             Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            // a directory took the file's place: after a power cut, or by someone's hand
+            Err(Errno::ISDIR) if !directory => Ok(()),
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) if directory => Ok(()),
             Err(errno) => Err(failed("remove", path.as_str())(errno)),
         }

@@ -527,7 +527,8 @@ async fn dry_run(
             Action::Keep(record) | Action::Reread { record, .. } => plan.count(record.size),
             Action::MakeDirectory { .. } => plan.directories += 1,
             Action::Remove(_) => plan.remove_objects += 1,
-            Action::Forget(_) => {}
+            // without a volume opened nothing is adopted
+            Action::Adopt(_) | Action::Forget(_) => {}
         }
     }
     watch.listed();

@@ -209,7 +209,7 @@ fn files_written_since_the_last_sync_are_read_again_after_a_power_cut() {
 }
 
 #[test]
-fn a_torn_manifest_is_read_up_to_the_tear() {
+fn a_torn_manifest_is_read_up_to_the_tear_and_files_behind_it_are_adopted() {
     let server = server();
     let place = Place::new();
     for n in 0..20 {
@@ -217,12 +217,25 @@ fn a_torn_manifest_is_read_up_to_the_tear() {
     }
     filled_without_marker(&server, &place.volume());
     let manifest = place.volume().join(".ossvp/manifest");
-    let text = std::fs::read(&manifest).unwrap();
-    std::fs::write(&manifest, &text[..text.len() / 2]).unwrap();
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let paths: Vec<_> = text.lines().filter(|line| line.starts_with("f\t")).collect();
+    let path = |line: &str| line.split('\t').nth(7).unwrap().to_owned();
+    // the second half of the lines is gone, and the first of them is torn
+    let tear = text.find(paths[10]).unwrap() + 20;
+    std::fs::write(&manifest, &text[..tear]).unwrap();
+    // of their files one has lost its bytes, and keeps size and time
+    let lost = place.volume().join(path(paths[15]));
+    let content = std::fs::read(&lost).unwrap();
+    let time = std::fs::metadata(&lost).unwrap().modified().unwrap();
+    std::fs::write(&lost, [0; 500]).unwrap();
+    std::fs::File::options().write(true).open(&lost).unwrap().set_modified(time).unwrap();
+    server.reset_stats();
+
     let ran = populate(&server, "oss://bucket/data/", &place.volume()).run().ended(0);
     let figures = ran.report().figures;
-    assert!(figures.objects_kept > 0 && figures.objects_fetched > 0, "{figures:?}");
-    assert_eq!(figures.objects_kept + figures.objects_fetched, 20);
+    assert_eq!((figures.objects_kept, figures.objects_fetched), (19, 1));
+    assert_eq!((figures.requests_head, figures.requests_get), (10, 1));
+    assert_eq!(std::fs::read(&lost).unwrap(), content);
     ossvp().arg("verify").arg(place.volume()).run().ended(0);
 }
 

@@ -161,19 +161,32 @@ impl Ledger {
             self.folds_names.then(|| self.naming.lock().unwrap_or_else(PoisonError::into_inner));
         match self.volume.publish(&name, file, path, entry.modified_ms)? {
             Published::New => {}
-            Published::Exists => self.take_place(entry, path, &name, &digests, replaces)?,
+            // it may read a large file, or the manifest: not where requests are served
+            Published::Exists => tokio::task::block_in_place(|| {
+                self.take_place(entry, path, &name, &digests, replaces)
+            })?,
         }
-        let record = FileRecord {
+        self.adopt(entry, path.clone(), digests, checked)
+    }
+
+    /// Records that the file at `path`, with these checksums, is the object.
+    pub(crate) fn adopt(
+        &self,
+        entry: &Entry,
+        path: VolumePath,
+        digests: Digests,
+        checked: Checked,
+    ) -> Result<Committed, Failure> {
+        self.record(FileRecord {
             relative: entry.relative.clone(),
-            path: path.clone(),
+            path,
             size: digests.length,
             etag: entry.etag.clone(),
             modified_ms: entry.modified_ms,
             crc64: digests.crc64,
             checked,
             sha256: digests.sha256,
-        };
-        self.record(record)
+        })
     }
 
     /// Records a file that stands under its name, checked.

@@ -56,6 +56,7 @@ enum Unit {
     Whole { entry: Box<Entry>, replaces: bool },
     Part { large: Arc<Large>, index: usize },
     Reread { entry: Box<Entry>, record: Box<FileRecord> },
+    Adopt(Box<Entry>),
 }
 
 /// What came of an action or a request.
@@ -189,6 +190,8 @@ impl Fetcher {
                 self.ledger.forget(&held)?;
                 Step::Nothing
             }
+            Action::Adopt(entry) if self.dialect == Dialect::File => self.fetch(entry, false)?,
+            Action::Adopt(entry) => Step::Unit(Unit::Adopt(Box::new(entry))),
             Action::Reread { entry, record } => {
                 Step::Unit(Unit::Reread { entry: Box::new(entry), record: Box::new(record) })
             }
@@ -229,6 +232,7 @@ impl Fetcher {
             Unit::Whole { entry, replaces } => self.whole(*entry, replaces).await,
             Unit::Part { large, index } => self.part(large, index).await,
             Unit::Reread { entry, record } => self.reread(*entry, *record).await,
+            Unit::Adopt(entry) => self.adopt(*entry).await,
         }
     }
 
@@ -498,6 +502,41 @@ impl Fetcher {
                 Ok(self.get(large.entry(), options).await?.1)
             }
         }
+    }
+
+    /// Takes a file that stands in an object's place for the object, if a checksum of the source
+    /// says so.
+    async fn adopt(self: &Arc<Self>, entry: Entry) -> Result<Step, Failure> {
+        let Target::File(path) = entry.target.clone() else {
+            return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
+        };
+        let if_match = entry.etag.clone();
+        let options = GetOptions { if_match, head: true, ..GetOptions::default() };
+        let stated = self.get(&entry, options).await?.1;
+        let Some(expected) = Expected::best(&stated) else {
+            return self.calls.run(|| self.fetch(entry, false));
+        };
+        let wanted = Wanted::for_check(Some(expected), self.demands.sha256);
+        let (volume, at) = (Arc::clone(&self.volume), path.clone());
+        let found = blocking(move || {
+            volume.drop_cached(&at);
+            read_digests(&volume, &at, wanted)
+        })
+        .await?;
+        let is_it = |found: &Digests| found.length == entry.size && found.compare(expected).is_ok();
+        let judged = match found.filter(is_it) {
+            Some(found) => {
+                self.judge(&entry, &stated, &found)?.ok().map(|checked| (found, checked))
+            }
+            None => None,
+        };
+        let Some((digests, checked)) = judged else {
+            return self.calls.run(|| self.fetch(entry, false));
+        };
+        self.counters.kept_objects.fetch_add(1, Relaxed);
+        self.counters.done_bytes.fetch_add(entry.size, Relaxed);
+        tracing::debug!(path = path.as_str(), "adopted");
+        Ok(Step::Committed(self.calls.run(|| self.ledger.adopt(&entry, path, digests, checked))?))
     }
 
     /// Reads a committed file again: it is kept if its bytes are still what was committed.

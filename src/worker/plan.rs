@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use rustix::fs::{FileType, Stat};
+
 use super::failure::Failure;
 use super::inspect::{Capacity, Held, History};
 use super::list::{Entry, Listing, Target};
@@ -25,6 +27,9 @@ pub(crate) enum Action {
     Fetch { entry: Entry, replaces: bool },
     /// Leave the file as it is.
     Keep(FileRecord),
+    /// Take a file that has no record for the object, if its bytes are the object's: a crash may
+    /// come between a file's name and its line in the manifest.
+    Adopt(Entry),
     /// Read the file again: fetch it if its bytes are not what was committed.
     Reread { entry: Entry, record: FileRecord },
     /// Make a directory; `kept` says that it is recorded already.
@@ -108,6 +113,17 @@ enum Look {
     Gone,
 }
 
+/// Whether it is a regular file of this size and time.
+fn stands(stat: &Stat, size: u64, modified_ms: i64) -> bool {
+    let ns = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec);
+    let wanted_ns = i128::from(modified_ms) * 1_000_000;
+    let coarse =
+        stat.st_mtime_nsec == 0 && (ns - wanted_ns).abs() <= i128::from(TIME_STEP_MS) * 1_000_000;
+    FileType::from_raw_mode(stat.st_mode).is_file()
+        && stat.st_size as u64 == size
+        && (ns == wanted_ns || coarse)
+}
+
 /// Merges listing and history.
 #[derive(Debug)]
 pub(crate) struct Planner {
@@ -116,6 +132,8 @@ pub(crate) struct Planner {
     /// An entry whose old place is being removed.
     moving: Option<Entry>,
     history: History,
+    /// Whether an earlier run may have left files without a record.
+    adopts: bool,
     held: Option<Held>,
     sums: Sums,
     needs: Needs,
@@ -147,6 +165,7 @@ impl Planner {
             listing,
             listed: None,
             moving: None,
+            adopts: !history.is_none(),
             history,
             held: None,
             sums,
@@ -219,7 +238,23 @@ impl Planner {
             Some(Held::File { record, .. }) if self.look(&record)? != Look::AsCommitted => None,
             held => held,
         };
+        if held.is_none() && self.adopts && self.looks_like(&entry)? {
+            if let Some(Capacity { bytes, .. }) = &mut self.needs.capacity {
+                // neither free nor recorded so far
+                *bytes = bytes.saturating_add(entry.size);
+            }
+            return Ok(Some(Action::Adopt(entry)));
+        }
         Ok(Some(decide(entry, held, self.needs.demands)))
+    }
+
+    /// Whether a file stands in the entry's place that might be it, by size and time.
+    fn looks_like(&self, entry: &Entry) -> Result<bool, Failure> {
+        let (Target::File(path), Some(volume)) = (&entry.target, &self.volume) else {
+            return Ok(false);
+        };
+        let stat = if entry.symlink { None } else { volume.stat(path)? };
+        Ok(stat.is_some_and(|stat| stands(&stat, entry.size, entry.modified_ms)))
     }
 
     /// Removes what is no longer listed, unless someone changed it since.
@@ -243,12 +278,7 @@ impl Planner {
     fn look(&self, record: &FileRecord) -> Result<Look, Failure> {
         let Some(volume) = &self.volume else { return Ok(Look::AsCommitted) };
         let Some(stat) = volume.stat(&record.path)? else { return Ok(Look::Gone) };
-        let ns = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec);
-        let recorded_ns = i128::from(record.modified_ms) * 1_000_000;
-        let coarse = stat.st_mtime_nsec == 0
-            && (ns - recorded_ns).abs() <= i128::from(TIME_STEP_MS) * 1_000_000;
-        let regular = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
-        let same = regular && stat.st_size as u64 == record.size && (ns == recorded_ns || coarse);
+        let same = stands(&stat, record.size, record.modified_ms);
         Ok(if same { Look::AsCommitted } else { Look::Changed })
     }
 
@@ -341,7 +371,10 @@ mod tests {
                 Action::Fetch { .. } => "fetch",
                 Action::Keep(_) => "keep",
                 Action::Reread { .. } => "reread",
-                Action::MakeDirectory { .. } | Action::Remove(_) | Action::Forget(_) => "other",
+                Action::MakeDirectory { .. }
+                | Action::Adopt(_)
+                | Action::Remove(_)
+                | Action::Forget(_) => "other",
             };
             assert_eq!(found, wanted, "{name}");
         }

@@ -28,6 +28,7 @@ mod report;
 mod shards;
 mod sort;
 mod sums;
+mod transfer;
 mod verify;
 mod volume;
 mod write;
@@ -50,16 +51,17 @@ pub use options::{Options, OptionsError};
 pub use report::{Ended, print_plan};
 
 use commit::{Committed, Ledger};
-use fetch::{Fetcher, blocking};
 use inspect::{Capacity, History, Past};
 use list::Listing;
 use own::Own;
 use pace::Pace;
-use plan::{Action, Demands, Needs, Planner};
+use plan::{Action, Needs, Planner};
 use progress::{Counters, Display};
 use report::Watch;
 use sort::SpillFile;
 use sums::Sums;
+use transfer::{Transfers, blocking};
+use verify::Demands;
 use volume::Volume;
 
 /// The file that says that the source lists in another order than by bytes.
@@ -339,10 +341,10 @@ async fn fill(
         Arc::clone(&counters),
     );
     let (planning, actions) = plan_ahead(planner, Arc::clone(watch));
-    let fetcher = Fetcher::new(source, volume, &ledger, &counters, options, demands(options));
+    let transfers = Transfers::new(source, volume, &ledger, &counters, options, demands(options));
     // a failed checkpoint is a failed run
     let committed = tokio::select! {
-        committed = fetcher.carry_out(actions, &pace) => committed,
+        committed = fetch::carry_out(&transfers, actions, &pace) => committed,
         failure = checkpoints(&ledger) => Err(failure),
     };
     let closing = Arc::clone(&ledger);

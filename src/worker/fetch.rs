@@ -1,602 +1,87 @@
-//! Fetching: what the plan asks for, carried out with as many requests at once as pay.
-//!
-//! The unit of work is one request: a whole object, or one part of a large one. The last part that
-//! arrives checks and commits its object.
+//! Fetching: the plan's actions are carried out with as many requests at once as pay.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use futures::StreamExt;
-use object_store::{GetOptions, GetRange, GetResult, ObjectStore};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::commit::{Committed, Finished, Ledger, digests_of, read_digests};
+use super::commit::Committed;
 use super::failure::Failure;
-use super::large::{Large, Opening};
-use super::list::{Entry, Target};
-use super::manifest::FileRecord;
-use super::options::Options;
+use super::large::Large;
 use super::pace::Pace;
-use super::plan::{Action, Demands};
-use super::progress::Counters;
-use super::verify::{Digester, Digests, Expected, Mismatch, Wanted};
-use super::volume::Volume;
-use super::write::{Calls, Staged};
-use crate::handoff::{Checked, Direct, VerifyMode};
-use crate::keys::{Dialect, VolumePath};
-use crate::store::{Source, Stated, explain, location};
+use super::plan::Action;
+use super::transfer::{Step, Transfers, Unit};
 
-/// Parts that may write past the page cache at once. Each holds a buffer of 1 MiB, and that many
-/// writes keep any one device busy.
-const DIRECT_PARTS: usize = 32;
-
-/// How often an object is fetched before its checksum is taken to be really wrong.
-const ATTEMPTS: u32 = 3;
-
-/// What fetching needs; shared by all requests.
-#[derive(Debug)]
-pub(crate) struct Fetcher {
-    objects: Arc<dyn ObjectStore>,
-    dialect: Dialect,
-    volume: Arc<Volume>,
-    ledger: Arc<Ledger>,
-    calls: Arc<Calls>,
-    counters: Arc<Counters>,
-    options: Arc<Options>,
-    demands: Demands,
-    direct: Semaphore,
-    names: AtomicU64,
+/// Carries out everything that `actions` brings.
+///
+/// # Errors
+/// The first failure of the plan or of any request; what is under way is dropped, what is
+/// committed stays.
+pub(crate) async fn carry_out(
+    transfers: &Arc<Transfers>,
+    mut actions: mpsc::Receiver<Result<Action, Failure>>,
+    pace: &Pace,
+) -> Result<Committed, Failure> {
+    let mut requests = JoinSet::new();
+    let result = dispatch(transfers, &mut actions, pace, &mut requests).await;
+    // no request goes on behind a failure's back
+    requests.shutdown().await;
+    result
 }
 
-/// One request.
-#[derive(Debug)]
-enum Unit {
-    Whole { entry: Box<Entry>, replaces: bool },
-    Part { large: Arc<Large>, index: usize },
-    Reread { entry: Box<Entry>, record: Box<FileRecord> },
-    Adopt(Box<Entry>),
-}
-
-/// What came of an action or a request.
-#[derive(Debug)]
-enum Step {
-    Committed(Committed),
-    /// A directory, a removal, a part that was not the last.
-    Nothing,
-    /// A request to make.
-    Unit(Unit),
-    /// An object to fetch in parts.
-    Large(Arc<Large>),
-}
-
-/// What came of one attempt to fetch a whole object.
-enum Attempt {
-    Finished(Finished),
-    Large(Arc<Large>),
-    Mismatch(Mismatch),
-}
-
-impl Fetcher {
-    pub(crate) fn new(
-        source: &Source,
-        volume: &Arc<Volume>,
-        ledger: &Arc<Ledger>,
-        counters: &Arc<Counters>,
-        options: &Arc<Options>,
-        demands: Demands,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            objects: source.objects(),
-            dialect: source.dialect(),
-            volume: Arc::clone(volume),
-            ledger: Arc::clone(ledger),
-            calls: Arc::default(),
-            counters: Arc::clone(counters),
-            options: Arc::clone(options),
-            demands,
-            direct: Semaphore::new(DIRECT_PARTS),
-            names: AtomicU64::new(0),
-        })
-    }
-
-    /// Carries out everything that `actions` brings.
-    ///
-    /// # Errors
-    /// The first failure of the plan or of any request; what is under way is dropped, what is
-    /// committed stays.
-    pub(crate) async fn carry_out(
-        self: &Arc<Self>,
-        mut actions: mpsc::Receiver<Result<Action, Failure>>,
-        pace: &Pace,
-    ) -> Result<Committed, Failure> {
-        let mut requests = JoinSet::new();
-        let result = self.dispatch(&mut actions, pace, &mut requests).await;
-        // no request goes on behind a failure's back
-        requests.shutdown().await;
-        result
-    }
-
-    async fn dispatch(
-        self: &Arc<Self>,
-        actions: &mut mpsc::Receiver<Result<Action, Failure>>,
-        pace: &Pace,
-        requests: &mut JoinSet<Result<Step, Failure>>,
-    ) -> Result<Committed, Failure> {
-        let mut waiting: VecDeque<Unit> = VecDeque::new();
-        let mut larges: VecDeque<(Arc<Large>, usize)> = VecDeque::new();
-        let mut planned = false;
-        let mut committed = Committed::default();
-        loop {
-            if waiting.is_empty()
-                && let Some((large, next)) = larges.front_mut()
-            {
-                waiting.push_back(Unit::Part { large: Arc::clone(large), index: *next });
-                *next += 1;
-                if *next == large.parts() {
-                    larges.pop_front();
+async fn dispatch(
+    transfers: &Arc<Transfers>,
+    actions: &mut mpsc::Receiver<Result<Action, Failure>>,
+    pace: &Pace,
+    requests: &mut JoinSet<Result<Step, Failure>>,
+) -> Result<Committed, Failure> {
+    let mut waiting: VecDeque<Unit> = VecDeque::new();
+    let mut larges: VecDeque<(Arc<Large>, usize)> = VecDeque::new();
+    let mut planned = false;
+    let mut committed = Committed::default();
+    loop {
+        if waiting.is_empty()
+            && let Some((large, next)) = larges.front_mut()
+        {
+            waiting.push_back(Unit::Part { large: Arc::clone(large), index: *next });
+            *next += 1;
+            if *next == large.parts() {
+                larges.pop_front();
+            }
+        }
+        if planned && waiting.is_empty() && requests.is_empty() {
+            return Ok(committed);
+        }
+        let step = tokio::select! {
+            biased;
+            Some(done) = requests.join_next() => done.map_err(|error| {
+                Failure::Unexpected(format!("a request did not finish: {error}"))
+            })??,
+            permit = pace.permit(), if !waiting.is_empty() => {
+                if let Some(unit) = waiting.pop_front() {
+                    let transfers = Arc::clone(transfers);
+                    requests.spawn(async move {
+                        let step = transfers.perform(unit).await;
+                        drop(permit);
+                        step
+                    });
                 }
+                Step::Nothing
             }
-            if planned && waiting.is_empty() && requests.is_empty() {
-                return Ok(committed);
-            }
-            let step = tokio::select! {
-                biased;
-                Some(done) = requests.join_next() => done.map_err(|error| {
-                    Failure::Unexpected(format!("a request did not finish: {error}"))
-                })??,
-                permit = pace.permit(), if !waiting.is_empty() => {
-                    if let Some(unit) = waiting.pop_front() {
-                        let fetcher = Arc::clone(self);
-                        requests.spawn(async move {
-                            let step = fetcher.perform(unit).await;
-                            drop(permit);
-                            step
-                        });
-                    }
+            action = actions.recv(), if !planned && waiting.is_empty() => match action {
+                Some(action) => transfers.begin(action?)?,
+                None => {
+                    planned = true;
                     Step::Nothing
                 }
-                action = actions.recv(), if !planned && waiting.is_empty() => match action {
-                    Some(action) => self.calls.run(|| self.begin(action?))?,
-                    None => {
-                        planned = true;
-                        Step::Nothing
-                    }
-                }
-            };
-            match step {
-                Step::Nothing => {}
-                Step::Committed(more) => committed = committed.and(more),
-                Step::Unit(unit) => waiting.push_back(unit),
-                Step::Large(large) => larges.push_back((large, 0)),
-            }
-        }
-    }
-
-    /// Does what needs no request at once, and makes a unit of what does.
-    fn begin(&self, action: Action) -> Result<Step, Failure> {
-        Ok(match action {
-            Action::Keep(record) => Step::Committed(self.ledger.keep(&record)),
-            Action::MakeDirectory { entry, kept } => {
-                self.ledger.directory(&entry, kept)?;
-                Step::Nothing
-            }
-            Action::Remove(held) => {
-                self.ledger.remove(&held)?;
-                Step::Nothing
-            }
-            Action::Forget(held) => {
-                self.ledger.forget(&held)?;
-                Step::Nothing
-            }
-            Action::Adopt(entry) if self.dialect == Dialect::File => self.fetch(entry, false)?,
-            Action::Adopt(entry) => Step::Unit(Unit::Adopt(Box::new(entry))),
-            Action::Reread { entry, record } => {
-                Step::Unit(Unit::Reread { entry: Box::new(entry), record: Box::new(record) })
-            }
-            Action::Fetch { entry, replaces } => self.fetch(entry, replaces)?,
-        })
-    }
-
-    /// An object in one request, or a large one that is opened for its parts; of a symlink the size
-    /// is not known yet.
-    fn fetch(&self, entry: Entry, replaces: bool) -> Result<Step, Failure> {
-        if entry.symlink || entry.size <= self.options.part_size {
-            return Ok(Step::Unit(Unit::Whole { entry: Box::new(entry), replaces }));
-        }
-        let etag = entry.etag.clone();
-        Ok(Step::Large(self.large(entry, replaces, etag)?))
-    }
-
-    /// Opens an object in parts, in the version `etag`.
-    fn large(
-        &self,
-        entry: Entry,
-        replaces: bool,
-        etag: Option<String>,
-    ) -> Result<Arc<Large>, Failure> {
-        let size = entry.size;
-        let opening = Opening {
-            volume: &self.volume,
-            calls: &self.calls,
-            part_size: self.options.part_size_for(size),
-            direct: self.options.direct,
-            wanted: self.part_digests(),
-        };
-        Large::open(opening, entry, replaces, size, etag)
-    }
-
-    async fn perform(self: &Arc<Self>, unit: Unit) -> Result<Step, Failure> {
-        match unit {
-            Unit::Whole { entry, replaces } => self.whole(*entry, replaces).await,
-            Unit::Part { large, index } => self.part(large, index).await,
-            Unit::Reread { entry, record } => self.reread(*entry, *record).await,
-            Unit::Adopt(entry) => self.adopt(*entry).await,
-        }
-    }
-
-    async fn get(
-        &self,
-        entry: &Entry,
-        options: GetOptions,
-    ) -> Result<(GetResult, Stated), Failure> {
-        let answer =
-            self.objects.get_opts(&location(&entry.key), options).await.map_err(explain)?;
-        let stated = answer.extensions.get::<Stated>().cloned().unwrap_or_default();
-        Ok((answer, stated))
-    }
-
-    async fn whole(self: &Arc<Self>, mut entry: Entry, replaces: bool) -> Result<Step, Failure> {
-        let Target::File(path) = entry.target.clone() else {
-            return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
-        };
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
-            match self.attempt(&mut entry, &path, replaces).await? {
-                Attempt::Finished(finished) => {
-                    let committed =
-                        self.calls.run(|| self.ledger.commit(&entry, finished, replaces))?;
-                    self.counters.fetched_objects.fetch_add(1, Relaxed);
-                    tracing::debug!(path = path.as_str(), bytes = entry.size, "committed");
-                    return Ok(Step::Committed(committed));
-                }
-                Attempt::Large(large) => return Ok(Step::Large(large)),
-                Attempt::Mismatch(mismatch) => self.again(&entry, attempts, mismatch)?,
-            }
-        }
-    }
-
-    /// Notes a mismatch; an error once the object was fetched [`ATTEMPTS`] times.
-    fn again(&self, entry: &Entry, attempts: u32, source: Mismatch) -> Result<(), Failure> {
-        if attempts >= ATTEMPTS {
-            return Err(Failure::Mismatch { key: entry.key.clone(), attempts, source });
-        }
-        tracing::warn!(key = %entry.key, attempt = attempts, error = %source, "fetching again");
-        self.counters.refetched.fetch_add(1, Relaxed);
-        Ok(())
-    }
-
-    async fn attempt(
-        self: &Arc<Self>,
-        entry: &mut Entry,
-        path: &VolumePath,
-        replaces: bool,
-    ) -> Result<Attempt, Failure> {
-        let if_match = if entry.symlink { None } else { entry.etag.clone() };
-        let (answer, stated) =
-            self.get(entry, GetOptions { if_match, ..GetOptions::default() }).await?;
-        let size = answer.meta.size;
-        if entry.symlink {
-            self.counters.wanted_bytes.fetch_add(size, Relaxed);
-            self.counters.wanted_bytes.fetch_sub(entry.size, Relaxed);
-            entry.size = size;
-            if size > self.options.part_size {
-                let etag = answer.meta.e_tag.clone();
-                let entry = entry.clone();
-                let large = self.calls.run(|| self.large(entry, replaces, etag))?;
-                return Ok(Attempt::Large(large));
-            }
-        } else {
-            same_size(entry, size)?;
-        }
-        let name = format!("w{}", self.names.fetch_add(1, Relaxed));
-        let open = || Staged::open(&self.volume, &self.calls, &name, path, size, true, Direct::Off);
-        let staged = Arc::new(self.calls.run(open)?);
-        let wanted = Wanted::for_check(self.expected(&stated), self.demands.sha256);
-        let digests = self.receive(answer, &staged, 0, wanted).await?;
-        match self.judge(entry, &stated, &digests)? {
-            Ok(checked) => {
-                let file = sole(staged)?.finish()?;
-                Ok(Attempt::Finished(Finished { name, file, digests, checked }))
-            }
-            Err(mismatch) => {
-                self.counters.done_bytes.fetch_sub(digests.length, Relaxed);
-                self.calls.run(|| self.volume.discard_staged(&name))?;
-                Ok(Attempt::Mismatch(mismatch))
-            }
-        }
-    }
-
-    /// Writes a body from `offset` on, and computes over it what is wanted.
-    async fn receive(
-        &self,
-        answer: GetResult,
-        staged: &Arc<Staged>,
-        offset: u64,
-        wanted: Wanted,
-    ) -> Result<Digests, Failure> {
-        let expected = answer.range.end - answer.range.start;
-        let mut digester = Digester::new(wanted);
-        let mut writer = staged.writer(offset);
-        let mut body = answer.into_stream();
-        while let Some(frame) = body.next().await {
-            let frame = frame.map_err(explain)?;
-            digester.update(&frame);
-            writer.write(&frame).await?;
-            self.counters.fetched_bytes.fetch_add(frame.len() as u64, Relaxed);
-            self.counters.done_bytes.fetch_add(frame.len() as u64, Relaxed);
-        }
-        writer.finish().await?;
-        if digester.length() != expected {
-            return Err(Failure::Unexpected(format!(
-                "a body of {expected} bytes ended after {}",
-                digester.length()
-            )));
-        }
-        Ok(digester.finish())
-    }
-
-    /// What the bytes are compared with, if anything.
-    fn expected(&self, stated: &Stated) -> Option<Expected> {
-        match self.demands.verify {
-            VerifyMode::Off => None,
-            VerifyMode::Auto | VerifyMode::Require => Expected::best(stated),
-        }
-    }
-
-    /// Whether the bytes are the object's, and what vouches for it.
-    fn judge(
-        &self,
-        entry: &Entry,
-        stated: &Stated,
-        digests: &Digests,
-    ) -> Result<Result<Checked, Mismatch>, Failure> {
-        if self.demands.verify == VerifyMode::Off {
-            return Ok(Ok(Checked::Off));
-        }
-        let mut checked = Checked::Unverified;
-        if self.demands.sha256 {
-            for sha256 in [stated.user_sha256, entry.sha256].into_iter().flatten() {
-                if let Err(mismatch) = digests.compare(Expected::Sha256(sha256)) {
-                    return Ok(Err(mismatch));
-                }
-                checked = Checked::Sha256;
-            }
-        }
-        if let Some(expected) = self.expected(stated) {
-            if let Err(mismatch) = digests.compare(expected) {
-                return Ok(Err(mismatch));
-            }
-            checked = expected.kind();
-        }
-        if self.demands.satisfied(checked) {
-            Ok(Ok(checked))
-        } else {
-            Err(Failure::Unverifiable(entry.key.clone()))
-        }
-    }
-
-    async fn part(self: &Arc<Self>, large: Arc<Large>, index: usize) -> Result<Step, Failure> {
-        let range = large.range(index);
-        let kept = if large.is_noted(index) {
-            let large = Arc::clone(&large);
-            blocking(move || large.kept_part(index)).await?
-        } else {
-            None
-        };
-        let (digests, fresh) = match kept {
-            Some(digests) => {
-                self.counters.kept_parts.fetch_add(1, Relaxed);
-                self.counters.done_bytes.fetch_add(digests.length, Relaxed);
-                (digests, false)
-            }
-            None => {
-                let staged = large.staged()?;
-                let _buffer = if staged.is_direct() {
-                    Some(self.direct.acquire().await.expect("the semaphore is never closed"))
-                } else {
-                    None
-                };
-                let options = GetOptions {
-                    if_match: large.etag().map(str::to_owned),
-                    range: Some(GetRange::Bounded(range.clone())),
-                    ..GetOptions::default()
-                };
-                let (answer, stated) = self.get(large.entry(), options).await?;
-                same_size(large.entry(), answer.meta.size)?;
-                large.state(stated);
-                (self.receive(answer, &staged, range.start, self.part_digests()).await?, true)
             }
         };
-        if !self.calls.run(|| large.note_part(index, digests, fresh))? {
-            return Ok(Step::Nothing);
-        }
-        self.finish(&large).await.map(Step::Committed)
-    }
-
-    /// What is computed over a part: all that combines, where it is not known yet what the source
-    /// states of the whole.
-    fn part_digests(&self) -> Wanted {
-        match self.dialect {
-            Dialect::S3 => Wanted::COMBINING,
-            Dialect::Oss | Dialect::File => Wanted::default(),
+        match step {
+            Step::Nothing => {}
+            Step::Committed(more) => committed = committed.and(more),
+            Step::Unit(unit) => waiting.push_back(unit),
+            Step::Large(large) => larges.push_back((large, 0)),
         }
     }
-
-    /// Checks and commits a large object whose last part has arrived.
-    async fn finish(self: &Arc<Self>, large: &Arc<Large>) -> Result<Committed, Failure> {
-        let entry = large.entry();
-        let mut digests = large.joined()?;
-        let mut attempts = 1;
-        loop {
-            let stated = self.stated_of(large).await?;
-            let wanted = Wanted::for_check(self.expected(&stated), self.demands.sha256);
-            if !digests.have(wanted) {
-                let (source, whole, length) = (Arc::clone(large), wanted, digests.length);
-                let reread = blocking(move || {
-                    // not to the file's end: padding stands there until it is finished
-                    digests_of(&source.reader()?, source.path().as_str(), 0, length, whole)
-                })
-                .await?;
-                if (reread.length, reread.crc64) != (digests.length, digests.crc64) {
-                    return Err(Failure::Unexpected(format!(
-                        "{} does not read back from the volume as it was written",
-                        large.path()
-                    )));
-                }
-                digests = reread;
-            }
-            match self.judge(entry, &stated, &digests)? {
-                Ok(checked) => {
-                    let (name, replaces) = (large.name().to_owned(), large.replaces());
-                    let committed = self.calls.run(|| {
-                        let file = sole(large.take_staged()?)?.finish()?;
-                        let finished = Finished { name, file, digests, checked };
-                        let committed = self.ledger.commit(entry, finished, replaces)?;
-                        large.forget_parts()?;
-                        Ok::<_, Failure>(committed)
-                    })?;
-                    self.counters.fetched_objects.fetch_add(1, Relaxed);
-                    tracing::debug!(path = large.path().as_str(), bytes = entry.size, "committed");
-                    return Ok(committed);
-                }
-                Err(mismatch) => {
-                    // which part is wrong cannot be known
-                    large.forget_parts()?;
-                    self.again(entry, attempts, mismatch)?;
-                    attempts += 1;
-                    self.counters.done_bytes.fetch_sub(digests.length, Relaxed);
-                    let if_match = large.etag().map(str::to_owned);
-                    let options = GetOptions { if_match, ..GetOptions::default() };
-                    let (answer, stated) = self.get(entry, options).await?;
-                    same_size(entry, answer.meta.size)?;
-                    let wanted = Wanted::for_check(self.expected(&stated), self.demands.sha256);
-                    let staged = large.staged()?;
-                    digests = self.receive(answer, &staged, 0, wanted).await?;
-                }
-            }
-        }
-    }
-
-    /// What the source states of a large object. OSS says it with every part; S3 keeps silent on a
-    /// range, and a resume may not have asked for any part.
-    async fn stated_of(&self, large: &Large) -> Result<Stated, Failure> {
-        match (self.dialect, large.stated()) {
-            (Dialect::Oss, Some(stated)) => Ok(stated),
-            (Dialect::File, _) => Ok(Stated::default()),
-            (Dialect::Oss | Dialect::S3, _) => {
-                let if_match = large.etag().map(str::to_owned);
-                let options = GetOptions { if_match, head: true, ..GetOptions::default() };
-                Ok(self.get(large.entry(), options).await?.1)
-            }
-        }
-    }
-
-    /// Takes a file that stands in an object's place for the object, if a checksum of the source
-    /// says so.
-    async fn adopt(self: &Arc<Self>, entry: Entry) -> Result<Step, Failure> {
-        let Target::File(path) = entry.target.clone() else {
-            return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
-        };
-        let if_match = entry.etag.clone();
-        let options = GetOptions { if_match, head: true, ..GetOptions::default() };
-        let stated = self.get(&entry, options).await?.1;
-        let Some(expected) = Expected::best(&stated) else {
-            return self.calls.run(|| self.fetch(entry, false));
-        };
-        let wanted = Wanted::for_check(Some(expected), self.demands.sha256);
-        let (volume, at) = (Arc::clone(&self.volume), path.clone());
-        let found = blocking(move || {
-            volume.drop_cached(&at);
-            read_digests(&volume, &at, wanted)
-        })
-        .await?;
-        let is_it = |found: &Digests| found.length == entry.size && found.compare(expected).is_ok();
-        let judged = match found.filter(is_it) {
-            Some(found) => {
-                self.judge(&entry, &stated, &found)?.ok().map(|checked| (found, checked))
-            }
-            None => None,
-        };
-        let Some((digests, checked)) = judged else {
-            return self.calls.run(|| self.fetch(entry, false));
-        };
-        self.counters.kept_objects.fetch_add(1, Relaxed);
-        self.counters.done_bytes.fetch_add(entry.size, Relaxed);
-        tracing::debug!(path = path.as_str(), "adopted");
-        Ok(Step::Committed(self.calls.run(|| self.ledger.adopt(&entry, path, digests, checked))?))
-    }
-
-    /// Reads a committed file again: it is kept if its bytes are still what was committed.
-    async fn reread(&self, entry: Entry, record: FileRecord) -> Result<Step, Failure> {
-        let (volume, path) = (Arc::clone(&self.volume), record.path.clone());
-        let wanted = Wanted { sha256: self.demands.sha256, ..Wanted::default() };
-        let found = blocking(move || {
-            // what the page cache shows may be what the device has lost
-            volume.drop_cached(&path);
-            read_digests(&volume, &path, wanted)
-        })
-        .await?;
-        let same = |found: &Digests| found.length == record.size && found.crc64 == record.crc64;
-        let Some(found) = found.filter(same) else {
-            tracing::warn!(
-                path = record.path.as_str(),
-                "a committed file lost bytes: fetching it again"
-            );
-            return self.calls.run(|| self.fetch(entry, true));
-        };
-        if self.demands.sha256 && self.demands.verify != VerifyMode::Off {
-            let stated = match self.dialect {
-                Dialect::File => Stated::default(),
-                Dialect::Oss | Dialect::S3 => {
-                    let options = GetOptions { head: true, ..GetOptions::default() };
-                    self.get(&entry, options).await?.1
-                }
-            };
-            let stated = [stated.user_sha256, entry.sha256];
-            let differs = |sha256| found.compare(Expected::Sha256(sha256)).is_err();
-            if stated.into_iter().flatten().any(differs) {
-                return self.calls.run(|| self.fetch(entry, true));
-            }
-        }
-        self.counters.kept_objects.fetch_add(1, Relaxed);
-        self.counters.done_bytes.fetch_add(record.size, Relaxed);
-        let record = FileRecord { sha256: found.sha256.or(record.sha256), ..record };
-        Ok(Step::Committed(self.calls.run(|| self.ledger.record(record))?))
-    }
-}
-
-fn same_size(entry: &Entry, size: u64) -> Result<(), Failure> {
-    if entry.size == size {
-        return Ok(());
-    }
-    let what = format!("it was listed with {} bytes and has {size}", entry.size);
-    Err(Failure::Changed { key: entry.key.clone(), what })
-}
-
-/// The only owner of a staged file whose writers are done.
-fn sole(staged: Arc<Staged>) -> Result<Staged, Failure> {
-    Arc::into_inner(staged)
-        .ok_or_else(|| Failure::Unexpected("a staged file is still being written".to_owned()))
-}
-
-/// Runs a call that may take long where it may block.
-pub(super) async fn blocking<T: Send + 'static>(
-    call: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(call)
-        .await
-        .map_err(|error| Failure::Unexpected(format!("a file call did not finish: {error}")))?
 }

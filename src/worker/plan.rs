@@ -13,8 +13,8 @@ use super::list::{Entry, Listing, Target};
 use super::manifest::FileRecord;
 use super::progress::Counters;
 use super::sums::Sums;
+use super::verify::Demands;
 use super::volume::Volume;
-use crate::handoff::{Checked, VerifyMode};
 
 /// How far a time in whole seconds may be off before its file counts as touched: some file systems
 /// keep times in steps of one second, FAT of two.
@@ -38,24 +38,6 @@ pub(crate) enum Action {
     Remove(Held),
     /// Forget what is another shard's by now, or someone else's: it stays where it is.
     Forget(Held),
-}
-
-/// What this run asks of every file.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Demands {
-    pub(crate) verify: VerifyMode,
-    pub(crate) sha256: bool,
-}
-
-impl Demands {
-    /// Whether a file that was checked like this needs no other check.
-    pub(crate) fn satisfied(self, checked: Checked) -> bool {
-        match self.verify {
-            VerifyMode::Off => true,
-            VerifyMode::Auto => checked != Checked::Off,
-            VerifyMode::Require => !matches!(checked, Checked::Off | Checked::Unverified),
-        }
-    }
 }
 
 /// What to do with a listed object, given what is held under its key. Pure.
@@ -295,6 +277,7 @@ impl Planner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handoff::{Checked, VerifyMode};
     use crate::keys::Key;
 
     fn entry() -> Entry {

@@ -1,6 +1,6 @@
 //! Checksums: what is computed over the bytes that arrive, and what it is compared with.
 //!
-//! CRC-64/XZ is always computed: it is what OSS states, what the manifest records, and free (tens
+//! Pure. CRC-64/XZ is always computed: it is what OSS states, what the manifest records, and free (tens
 //! of GB/s a core). CRCs of parts combine to the CRC of the whole; MD5 and SHA-256 do not.
 
 use crc_fast::{CrcAlgorithm, checksum_combine};
@@ -8,7 +8,7 @@ use md5::Md5;
 use sha2::{Digest as _, Sha256};
 
 use super::manifest::hex;
-use crate::handoff::Checked;
+use crate::handoff::{Checked, VerifyMode};
 use crate::store::Stated;
 
 /// The checksum that a source states for an object, of those it states the one we compare.
@@ -46,6 +46,72 @@ impl Expected {
             Self::Md5(_) => Checked::Md5,
         }
     }
+}
+
+/// What this run asks of every file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Demands {
+    pub(crate) verify: VerifyMode,
+    pub(crate) sha256: bool,
+}
+
+impl Demands {
+    /// Whether a file that was checked like this needs no other check.
+    pub(crate) fn satisfied(self, checked: Checked) -> bool {
+        match self.verify {
+            VerifyMode::Off => true,
+            VerifyMode::Auto => checked != Checked::Off,
+            VerifyMode::Require => !matches!(checked, Checked::Off | Checked::Unverified),
+        }
+    }
+
+    /// What the bytes are compared with, if anything.
+    pub(crate) fn expected(self, stated: &Stated) -> Option<Expected> {
+        match self.verify {
+            VerifyMode::Off => None,
+            VerifyMode::Auto | VerifyMode::Require => Expected::best(stated),
+        }
+    }
+
+    /// Whether bytes are the object's, by what the source states of it, in an answer and, as
+    /// `listed`, in a `SHA256SUMS`.
+    pub(crate) fn judge(
+        self,
+        stated: &Stated,
+        listed: Option<[u8; 32]>,
+        digests: &Digests,
+    ) -> Judged {
+        if self.verify == VerifyMode::Off {
+            return Judged::Sound(Checked::Off);
+        }
+        let mut checked = Checked::Unverified;
+        if self.sha256 {
+            for sha256 in [stated.user_sha256, listed].into_iter().flatten() {
+                if let Err(mismatch) = digests.compare(Expected::Sha256(sha256)) {
+                    return Judged::Wrong(mismatch);
+                }
+                checked = Checked::Sha256;
+            }
+        }
+        if let Some(expected) = self.expected(stated) {
+            if let Err(mismatch) = digests.compare(expected) {
+                return Judged::Wrong(mismatch);
+            }
+            checked = expected.kind();
+        }
+        if self.satisfied(checked) { Judged::Sound(checked) } else { Judged::Unverifiable }
+    }
+}
+
+/// What was found of an object's bytes.
+#[derive(Debug)]
+pub(crate) enum Judged {
+    /// They are what the source states, or nothing is asked.
+    Sound(Checked),
+    /// They are not.
+    Wrong(Mismatch),
+    /// The source states nothing, and that is not enough.
+    Unverifiable,
 }
 
 /// Two checksums of one kind that should be equal and are not.

@@ -16,15 +16,31 @@ use super::volume::Volume;
 use crate::handoff::Direct;
 use crate::keys::VolumePath;
 
-/// A call slower than this on average is worth a hop to another thread, which costs some 10 to
-/// 20 µs; local file systems answer in 1 to 50 µs, NAS and CPFS in 1 to 5 ms.
+/// A file system whose every call takes longer is worth a hop to another thread, which costs some 10
+/// to 20 µs; local ones answer in 1 to 50 µs, NAS and CPFS in 1 to 5 ms.
 const SLOW: Duration = Duration::from_micros(300);
+/// How many calls are looked at together. Of these the fastest counts: one that waited for a lock or
+/// for a core says nothing about the file system, and more threads would only make it wait longer.
+const WINDOW: u64 = 32;
 
 /// Runs file calls where they harm the network least: at once while they are fast, aside (the
 /// runtime's other work moves to another thread) while the file system turns out to be slow.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Calls {
-    average_ns: AtomicU64,
+    count: AtomicU64,
+    /// The fastest call of this window, and of the last, in ns.
+    fastest_ns: AtomicU64,
+    last_ns: AtomicU64,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self {
+            count: AtomicU64::new(0),
+            fastest_ns: AtomicU64::new(u64::MAX),
+            last_ns: AtomicU64::new(0),
+        }
+    }
 }
 
 impl Calls {
@@ -33,12 +49,13 @@ impl Calls {
             let start = Instant::now();
             let value = call();
             let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            // a moving average over some 16 calls; a lost update under a race does not matter
-            let average = self.average_ns.load(Relaxed);
-            self.average_ns.store(average - average / 16 + ns / 16, Relaxed);
+            self.fastest_ns.fetch_min(ns, Relaxed);
+            if self.count.fetch_add(1, Relaxed) % WINDOW == WINDOW - 1 {
+                self.last_ns.store(self.fastest_ns.swap(u64::MAX, Relaxed), Relaxed);
+            }
             value
         };
-        if self.average_ns.load(Relaxed) > SLOW.as_nanos() as u64 {
+        if self.last_ns.load(Relaxed) > SLOW.as_nanos() as u64 {
             tokio::task::block_in_place(timed)
         } else {
             timed()
@@ -48,6 +65,9 @@ impl Calls {
 
 /// The alignment that O_DIRECT asks for on every file system in use: a page.
 pub(crate) const ALIGNMENT: usize = 4096;
+/// From this size on a file's space is reserved before it is written: a smaller one is allocated in
+/// one piece anyway when it is written back, and the call costs as much as making the file.
+const RESERVED: u64 = 1 << 20;
 /// Bytes of one O_DIRECT write: with writes of 1 MiB a bare client left nothing to be gained by
 /// larger ones on ext4.
 const DIRECT_WRITE: usize = 1 << 20;
@@ -124,7 +144,9 @@ impl Staged {
             Err(_) if wanted => (volume.stage(name, false, OFlags::empty())?, false),
             Err(error) => return Err(error.into()),
         };
-        volume.reserve(&fd, path, size)?;
+        if size >= RESERVED {
+            volume.reserve(&fd, path, size)?;
+        }
         Ok(Self {
             file: fd.into(),
             path: path.clone(),

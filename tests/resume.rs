@@ -358,3 +358,26 @@ fn a_directory_in_the_place_of_a_file_that_is_no_longer_listed_is_let_be() {
     let names: Vec<_> = files(&place.volume()).into_keys().collect();
     assert_eq!(names, ["a/b", "b"]);
 }
+
+#[test]
+fn new_files_come_to_directories_that_stale_neighbours_leave_empty() {
+    let server = server();
+    let place = Place::new();
+    let key = |n: u32, name: &str| format!("data/d{n}/x/y/{name}");
+    for n in 0..400 {
+        server.put(BUCKET, &key(n, "old"), "old");
+    }
+    filled_without_marker(&server, &place.volume());
+    for n in 0..400 {
+        server.delete(BUCKET, &key(n, "old"));
+        server.put(BUCKET, &key(n, "new"), "new");
+    }
+    populate(&server, "oss://bucket/data/", &place.volume())
+        .args(["--concurrency", "16"])
+        .run()
+        .ended(0);
+    let files = files(&place.volume());
+    assert_eq!(files.len(), 400);
+    assert!(files.iter().all(|(name, body)| name.ends_with("/new") && body == b"new"));
+    ossvp().arg("verify").arg(place.volume()).run().ended(0);
+}

@@ -190,18 +190,28 @@ impl Volume {
         path: &VolumePath,
         call: impl Fn(BorrowedFd<'_>, &str) -> Result<T, Errno>,
     ) -> Result<T, VolumeError> {
-        const TRIES: u32 = 16;
-        for _ in 1..TRIES {
+        self.while_directories_go(|| {
             let done = match path.parent() {
                 None => call(self.root.as_fd(), path.name()),
                 parent => call(self.directory(parent)?.as_fd(), path.name()),
             };
-            match done {
-                Err(Errno::NOENT) => self.forget_directories(),
-                done => return done.map_err(failed("name", path.as_str())),
+            done.map_err(failed("name", path.as_str()))
+        })
+    }
+
+    /// Calls again while a directory on the way is gone: each time something else has made progress.
+    fn while_directories_go<T>(
+        &self,
+        call: impl Fn() -> Result<T, VolumeError>,
+    ) -> Result<T, VolumeError> {
+        const TRIES: u32 = 100;
+        for _ in 1..TRIES {
+            match call() {
+                Err(VolumeError::Call { source: Errno::NOENT, .. }) => self.forget_directories(),
+                done => return done,
             }
         }
-        Err(failed("name", path.as_str())(Errno::NOENT))
+        call()
     }
 
     /// As [`Volume::beside`], but makes nothing: `None` where the directory does not exist.
@@ -252,7 +262,7 @@ impl Volume {
 
     /// Makes the directory `path`.
     pub(crate) fn make_directory(&self, path: &VolumePath) -> Result<(), VolumeError> {
-        self.directory(Some(path.as_str())).map(drop)
+        self.while_directories_go(|| self.directory(Some(path.as_str())).map(drop))
     }
 
     /// Removes the file or the empty directory at `path`; nothing there is fine, and so is a

@@ -218,13 +218,7 @@ fn standing(options: &Options, own: &Own) -> Result<Option<Marker>, Failure> {
 /// Removes every file and directory of `history`.
 fn discard(volume: &Volume, history: &mut History) -> Result<(), Failure> {
     while let Some(held) = history.next()? {
-        match held {
-            inspect::Held::File { record, .. } => {
-                volume.remove(&record.path, false)?;
-                volume.remove_empty_parents(&record.path)?;
-            }
-            inspect::Held::Directory { path, .. } => volume.remove(&path, true)?,
-        }
+        held.remove_from(volume)?;
     }
     Ok(())
 }

@@ -222,13 +222,7 @@ impl Ledger {
 
     /// Removes what the source does not list any more.
     pub(crate) fn remove(&self, held: &Held) -> Result<(), Failure> {
-        match held {
-            Held::File { record, .. } => {
-                self.volume.remove(&record.path, false)?;
-                self.volume.remove_empty_parents(&record.path)?;
-            }
-            Held::Directory { path, .. } => self.volume.remove(path, true)?,
-        }
+        held.remove_from(&self.volume)?;
         self.counters.removed_objects.fetch_add(1, Relaxed);
         let mut state = self.state();
         self.append(&mut state, &Line::Gone { relative: held.relative().to_owned() })

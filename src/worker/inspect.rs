@@ -37,6 +37,17 @@ pub(crate) enum Held {
 }
 
 impl Held {
+    /// Takes it off the volume, with the directories that are empty then.
+    pub(crate) fn remove_from(&self, volume: &Volume) -> Result<(), VolumeError> {
+        match self {
+            Self::File { record, .. } => {
+                volume.remove(&record.path, false)?;
+                volume.remove_empty_parents(&record.path)
+            }
+            Self::Directory { path, .. } => volume.remove(path, true),
+        }
+    }
+
     /// The key that it was made for, relative to the prefix.
     pub(crate) fn relative(&self) -> &str {
         match self {

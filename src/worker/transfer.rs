@@ -395,6 +395,21 @@ impl Transfers {
         }
     }
 
+    /// The checksums of the file at `path`, past the page cache, which may show what the device has
+    /// lost; `None` if there is no such file.
+    async fn read_from_device(
+        &self,
+        path: &VolumePath,
+        wanted: Wanted,
+    ) -> Result<Option<Digests>, Failure> {
+        let (volume, path) = (Arc::clone(&self.volume), path.clone());
+        blocking(move || {
+            volume.drop_cached(&path);
+            read_digests(&volume, &path, wanted)
+        })
+        .await
+    }
+
     /// Takes a file that stands in an object's place for the object, if a checksum of the source
     /// says so.
     async fn adopt(self: &Arc<Self>, entry: Entry) -> Result<Step, Failure> {
@@ -408,12 +423,7 @@ impl Transfers {
             return self.calls.run(|| self.fetch(entry, false));
         };
         let wanted = Wanted::for_check(Some(expected), self.demands.sha256);
-        let (volume, at) = (Arc::clone(&self.volume), path.clone());
-        let found = blocking(move || {
-            volume.drop_cached(&at);
-            read_digests(&volume, &at, wanted)
-        })
-        .await?;
+        let found = self.read_from_device(&path, wanted).await?;
         let is_it = |found: &Digests| found.length == entry.size && found.compare(expected).is_ok();
         let judged = found
             .filter(is_it)
@@ -429,14 +439,8 @@ impl Transfers {
 
     /// Reads a committed file again: it is kept if its bytes are still what was committed.
     async fn reread(&self, entry: Entry, record: FileRecord) -> Result<Step, Failure> {
-        let (volume, path) = (Arc::clone(&self.volume), record.path.clone());
         let wanted = Wanted { sha256: self.demands.sha256, ..Wanted::default() };
-        let found = blocking(move || {
-            // what the page cache shows may be what the device has lost
-            volume.drop_cached(&path);
-            read_digests(&volume, &path, wanted)
-        })
-        .await?;
+        let found = self.read_from_device(&record.path, wanted).await?;
         let same = |found: &Digests| found.length == record.size && found.crc64 == record.crc64;
         let Some(found) = found.filter(same) else {
             tracing::warn!(

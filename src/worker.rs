@@ -203,11 +203,7 @@ fn standing(options: &Options, own: &Own) -> Result<Option<Marker>, Failure> {
             asked: options.identity.to_string(),
         });
     }
-    let verified = match options.verify {
-        VerifyMode::Off => true,
-        VerifyMode::Auto => marker.verified.off == 0,
-        VerifyMode::Require => marker.verified.off + marker.verified.unverified == 0,
-    };
+    let verified = demands(options).met_by(&marker.verified);
     if same && verified && (marker.sha256 || !options.sha256) && !options.force {
         return Ok(Some(marker));
     }

@@ -8,7 +8,7 @@ use md5::Md5;
 use sha2::{Digest as _, Sha256};
 
 use super::manifest::hex;
-use crate::handoff::{Checked, VerifyMode};
+use crate::handoff::{Checked, Tally, VerifyMode};
 use crate::store::Stated;
 
 /// The checksum that a source states for an object, of those it states the one we compare.
@@ -63,6 +63,12 @@ impl Demands {
             VerifyMode::Auto => checked != Checked::Off,
             VerifyMode::Require => !matches!(checked, Checked::Off | Checked::Unverified),
         }
+    }
+
+    /// Whether files that were checked like these need no other check.
+    pub(crate) fn met_by(self, tally: &Tally) -> bool {
+        (tally.off == 0 || self.satisfied(Checked::Off))
+            && (tally.unverified == 0 || self.satisfied(Checked::Unverified))
     }
 
     /// What the bytes are compared with, if anything.

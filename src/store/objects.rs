@@ -91,11 +91,21 @@ pub(super) fn resolve(range: &GetRange, size: u64) -> Range<u64> {
     }
 }
 
-/// Whether an answer's status and headers fit what was asked for; if not, why.
 fn check(response: Response<Incoming>, wanted: Option<&GetRange>) -> Result<Opened, String> {
     let (parts, body) = response.into_parts();
-    let (status, headers) = (parts.status, parts.headers);
-    let length = content_length(&headers);
+    let headers = parts.headers;
+    let (range, size) = fitting(parts.status, &headers, wanted)?;
+    Ok(Opened { headers, body, range, size })
+}
+
+/// The bytes that an answer's body holds, and the object's size, if status and headers fit what was
+/// asked for; if not, why.
+pub(super) fn fitting(
+    status: StatusCode,
+    headers: &HeaderMap,
+    wanted: Option<&GetRange>,
+) -> Result<(Range<u64>, u64), String> {
+    let length = content_length(headers);
     let (range, size) = match wanted {
         None if status == StatusCode::OK => {
             let size = length.ok_or("the answer has no Content-Length")?;
@@ -106,7 +116,7 @@ fn check(response: Response<Incoming>, wanted: Option<&GetRange>) -> Result<Open
             return Err(format!("{status} for a GET with a range"));
         }
         Some(wanted) => {
-            let (range, size) = content_range(&headers).ok_or("206 without a Content-Range")?;
+            let (range, size) = content_range(headers).ok_or("206 without a Content-Range")?;
             if range != resolve(wanted, size) {
                 return Err(format!(
                     "the bytes {}-{} for the range {wanted}",
@@ -120,7 +130,7 @@ fn check(response: Response<Incoming>, wanted: Option<&GetRange>) -> Result<Open
     if length.is_some_and(|length| length != range.end - range.start) {
         return Err("Content-Length and Content-Range differ".to_owned());
     }
-    Ok(Opened { headers, body, range, size })
+    Ok((range, size))
 }
 
 impl Objects {

@@ -12,7 +12,7 @@ use super::own::Own;
 use super::progress::Counters;
 use super::sort::{Sorted, Sorter, SpillFile};
 use super::volume::Volume;
-use crate::handoff::{MARKER_VERSION, Marker, SourceIdentity};
+use crate::handoff::{MARKER_VERSION, Marker, ShardOf, SourceIdentity};
 use crate::keys::VolumePath;
 
 pub(crate) const MARKER: &str = "complete.json";
@@ -66,14 +66,24 @@ pub(crate) fn marker(own: &Own) -> Result<Option<Marker>, Failure> {
     {
         return Err(reading(MARKER, &error).into());
     }
-    if let Ok(marker) = serde_json::from_str::<Marker>(&text)
+    marker_of(&text)
+}
+
+/// What the text of a marker says, if it is one.
+///
+/// # Errors
+/// [`Failure::Version`] for a marker of another version.
+pub(crate) fn marker_of(text: &str) -> Result<Option<Marker>, Failure> {
+    if let Ok(marker) = serde_json::from_str::<Marker>(text)
         && marker.version == MARKER_VERSION
+        && (1..=ShardOf::MOST).contains(&marker.shards)
     {
         return Ok(Some(marker));
     }
-    match serde_json::from_str::<serde_json::Value>(&text) {
-        Ok(value) => {
-            let found = value.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let version = |value: &serde_json::Value| value.get("version")?.as_u64();
+    match serde_json::from_str::<serde_json::Value>(text) {
+        Ok(value) if version(&value) != Some(MARKER_VERSION.into()) => {
+            let found = version(&value).unwrap_or(0);
             Err(Failure::Version {
                 file: ".ossvp/complete.json",
                 found: u32::try_from(found).unwrap_or(u32::MAX),
@@ -81,7 +91,7 @@ pub(crate) fn marker(own: &Own) -> Result<Option<Marker>, Failure> {
             })
         }
         // renamed into place whole and synced: if it cannot be read, it never was ours to trust
-        Err(_) => {
+        Ok(_) | Err(_) => {
             tracing::warn!("the marker cannot be read: the volume is taken as not complete");
             Ok(None)
         }
@@ -212,8 +222,19 @@ pub(crate) struct Past {
 /// # Errors
 /// [`Failure::Version`] for a manifest of another version.
 pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Past>, Failure> {
-    let Some(file) = own.read(MANIFEST)? else { return Ok(None) };
-    let mut lines = Lines::new(file)?;
+    own.read(MANIFEST)?.map_or(Ok(None), |file| past_of(file, boot, spill))
+}
+
+/// What a manifest says.
+///
+/// # Errors
+/// As for [`past`].
+pub(crate) fn past_of(
+    manifest: File,
+    boot: &str,
+    spill: SpillFile,
+) -> Result<Option<Past>, Failure> {
+    let mut lines = Lines::new(manifest)?;
     let identity = match lines.next()? {
         Some((_, Line::Header { version: VERSION, identity })) => *identity,
         Some((_, Line::Header { version, .. })) => {
@@ -231,10 +252,12 @@ pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Pas
     let mut synced = 0;
     let mut runs: Vec<(u64, bool)> = Vec::new();
     let mut value = Vec::new();
+    let mut end = lines.end();
     while let Some((offset, line)) = lines.next()? {
+        end = lines.end();
         let relative = match &line {
             Line::File(record) => {
-                history.bytes += record.size;
+                history.bytes = history.bytes.saturating_add(record.size);
                 history.files += 1;
                 &record.relative
             }
@@ -251,7 +274,11 @@ pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Pas
                 history.untrusted.push(*from..offset);
                 continue;
             }
-            Line::Header { .. } => break,
+            // not ours: the next run cuts the manifest there
+            Line::Header { .. } => {
+                end = offset;
+                break;
+            }
         };
         value.clear();
         value.extend_from_slice(&offset.to_le_bytes());
@@ -259,7 +286,7 @@ pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Pas
         value.extend_from_slice(&raw[..raw.len() - 1]);
         sorter.push(relative.as_bytes(), &value).map_err(|error| reading(MANIFEST, &error))?;
     }
-    history.end = lines.end();
+    history.end = end;
     // runs of other boots: what they wrote after the last sync may be lost
     let this_boot = runs.iter().rev().take_while(|(_, same)| *same).last();
     let end_of_others = this_boot.map_or(history.end, |(offset, _)| *offset);

@@ -24,12 +24,11 @@ const MEMORY: u64 = 96 * MIB;
 const DESCRIPTORS: u64 = 2 * 512 + 256 + 64;
 const SOURCE: &str = "oss://bucket/data/";
 
-/// Objects of 1 KiB, and bytes of the one large object.
+/// Objects of 1 KiB, and GB of the one large object: `OSSVP_TEST_LOAD`, such as `1000000:50`.
 fn sizes() -> (u64, u64) {
-    match std::env::var("OSSVP_TEST_LOAD") {
-        Ok(_) => (1_000_000, 50_000_000_000),
-        Err(_) => (20_000, 1_000_000_000),
-    }
+    let asked = std::env::var("OSSVP_TEST_LOAD").unwrap_or("20000:1".to_owned());
+    let (objects, gigabytes) = asked.split_once(':').expect("objects:gigabytes");
+    (objects.parse().unwrap(), gigabytes.parse::<u64>().unwrap() * 1_000_000_000)
 }
 
 /// A server that keeps no log: it would grow with every request.

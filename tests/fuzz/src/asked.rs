@@ -35,11 +35,18 @@ pub(crate) fn credentials(bytes: &[u8]) {
         Some(Ok(found)) => usable(&found),
         Some(Err(wrong)) => {
             error(&wrong);
-            // but of why STS refuses its own words are shown
             let said = telemetry::chain(&wrong);
-            assert!(first % 6 == 2 || !said.contains(SECRET), "{said}");
+            assert!(!said.contains(SECRET) || own_words(rest).contains(SECRET), "{said}");
         }
     }
+}
+
+/// Why STS or the metadata service refuses, in its own words, which are shown.
+fn own_words(body: &[u8]) -> String {
+    let body = serde_json::from_slice::<serde_json::Value>(body).unwrap_or_default();
+    let words =
+        ["Code", "Message", "RequestId"].map(|name| body[name].as_str().unwrap_or_default());
+    words.concat()
 }
 
 fn usable((id, token): &Found) {

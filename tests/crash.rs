@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use faulty::calls::{self, Call, End, Verdict, trace};
@@ -98,7 +98,7 @@ impl Scene {
     }
 
     fn command(&self, server: &OssServer, volume: &Path) -> Command {
-        let mut command = run(server, self.prefix, volume);
+        let mut command = run(server, self.prefix, volume, CONCURRENCY);
         command.args(self.args);
         command
     }
@@ -204,14 +204,14 @@ struct Finished {
     asked: Asked,
     /// Our own files that it leaves.
     own: Option<BTreeSet<String>>,
-    /// The kinds of its calls, and how many of each.
-    kinds: BTreeMap<String, u64>,
+    /// The kinds of its calls: how many of each, and how many that write.
+    kinds: BTreeMap<String, (u64, u64)>,
     calls: u64,
 }
 
-fn run(server: &OssServer, prefix: &str, volume: &Path) -> Command {
+fn run(server: &OssServer, prefix: &str, volume: &Path, concurrency: u64) -> Command {
     let mut command = populate(server, &format!("oss://{BUCKET}/{prefix}"), volume);
-    command.args(["--concurrency", &CONCURRENCY.to_string(), "--part-size", "64KiB"]);
+    command.args(["--concurrency", &concurrency.to_string(), "--part-size", "64KiB"]);
     command
 }
 
@@ -280,31 +280,41 @@ fn kind(call: &Call) -> String {
 }
 
 /// When a run is to be killed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Strike {
-    /// Before its n-th call.
-    Before(u64),
-    /// In the middle of its n-th write.
-    Within(u64),
     Never,
+    /// Before its n-th call.
+    BeforeAny(u64),
+    /// Before its n-th call of a kind: threads change the order of calls, but hardly how many
+    /// there are of each kind, so that no step is left out.
+    Before(String, u64),
+    /// In the middle of its n-th call of a kind that writes.
+    Within(String, u64),
+}
+
+fn can_tear(call: &Call) -> bool {
+    call.bytes.is_some_and(|bytes| bytes > 1)
 }
 
 /// Runs `command` until it is struck; `hit` hears of every call with whether it is the last.
 fn strike(
     command: &Command,
     volume: &Path,
-    strike: Strike,
+    strike: &Strike,
     mut hit: impl FnMut(&Call, bool),
 ) -> (End, Ran) {
     let said = tempfile::NamedTempFile::new().unwrap();
-    let (mut calls, mut writes) = (0, 0);
+    let mut calls = 0;
     let end = trace(command, volume, said.reopen().unwrap(), |call| {
-        let can_tear = call.bytes.is_some_and(|bytes| bytes > 1);
-        calls += 1;
-        writes += u64::from(can_tear);
+        calls += u64::from(match strike {
+            Strike::Never => false,
+            Strike::BeforeAny(_) => true,
+            Strike::Before(of, _) => *of == kind(call),
+            Strike::Within(of, _) => can_tear(call) && *of == kind(call),
+        });
         let verdict = match strike {
-            Strike::Before(n) if n == calls => Verdict::Kill,
-            Strike::Within(n) if n == writes && can_tear => Verdict::Tear,
+            Strike::BeforeAny(n) | Strike::Before(_, n) if *n == calls => Verdict::Kill,
+            Strike::Within(_, n) if *n == calls => Verdict::Tear,
             _ => Verdict::Pass,
         };
         hit(call, verdict != Verdict::Pass);
@@ -347,29 +357,25 @@ impl Toll {
     }
 }
 
-/// Kills a run as `first` says, and the run that follows as `second` says; then lets one finish.
-/// `None` if the first run was done before.
+/// Kills a run as the first of `strikes` says, and the run that follows as the next says; then lets
+/// one finish. `None` if the first run was done before.
 fn attempt(
     scene: &Scene,
     server: &OssServer,
     finished: &Finished,
-    first: Strike,
-    second: Strike,
+    strikes: &[Strike],
 ) -> Option<Toll> {
     assert!(server.wait_until(Duration::from_secs(60), |stats| stats.open_connections == 0));
     server.reset_stats();
     let place = scene.set();
     let volume = place.volume();
     let mut toll = Toll::default();
-    for (nth, how) in [first, second].into_iter().enumerate() {
-        if matches!(how, Strike::Never) {
-            continue;
-        }
+    for (nth, how) in strikes.iter().enumerate() {
         let command = scene.command(server, &volume);
         let (end, ran) = strike(&command, &volume, how, |call, struck| {
             if struck {
                 *toll.struck.entry(kind(call)).or_default() += 1;
-                toll.torn += u64::from(matches!(how, Strike::Within(_)));
+                toll.torn += u64::from(matches!(how, Strike::Within(..)));
             }
         });
         if end != End::Killed {
@@ -402,8 +408,10 @@ fn undisturbed(scene: &Scene, server: &OssServer) -> Finished {
     let place = scene.set();
     let mut finished = Finished::default();
     let command = scene.command(server, &place.volume());
-    let (_, ran) = strike(&command, &place.volume(), Strike::Never, |call, _| {
-        *finished.kinds.entry(kind(call)).or_default() += 1;
+    let (_, ran) = strike(&command, &place.volume(), &Strike::Never, |call, _| {
+        let (calls, writes) = finished.kinds.entry(kind(call)).or_default();
+        *calls += 1;
+        *writes += u64::from(can_tear(call));
         finished.calls += 1;
     });
     ran.ended(0);
@@ -420,37 +428,39 @@ fn killed_at_every_step(scene: &Scene) -> Option<Toll> {
         return None;
     }
     let finished = undisturbed(scene, &scene.serve());
-    // torn runs are killed once more, somewhere in the run that follows
-    let mut kinds: Vec<(fn(u64) -> Strike, bool)> =
-        vec![(Strike::Before, false), (Strike::Within, true)];
-    if is_full() {
-        kinds.extend([(Strike::Before as fn(u64) -> Strike, true), (Strike::Within, false)]);
+    let mut plan: Vec<Vec<Strike>> = Vec::new();
+    for (kind, (calls, writes)) in &finished.kinds {
+        let before = (1..=*calls).map(|n| Strike::Before(kind.clone(), n));
+        let within = (1..=*writes).map(|n| Strike::Within(kind.clone(), n));
+        for first in before.chain(within) {
+            // somewhere in the run that follows
+            let second = Strike::BeforeAny(1 + random(plan.len() as u64, finished.calls));
+            let torn = matches!(first, Strike::Within(..));
+            if is_full() || !torn {
+                plan.push(vec![first.clone()]);
+            }
+            if is_full() || torn {
+                plan.push(vec![first, second]);
+            }
+        }
     }
     let total = Mutex::new(Toll::default());
-    for (pass, (how, twice)) in kinds.into_iter().enumerate() {
-        let (next, done) = (AtomicU64::new(1), AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
-                scope.spawn(|| {
-                    let server = scene.serve();
-                    while !done.load(Relaxed) {
-                        let n = next.fetch_add(1, Relaxed);
-                        let again = match twice {
-                            true => Strike::Before(1 + random(n << 8 | pass as u64, finished.calls)),
-                            false => Strike::Never,
-                        };
-                        // whatever fails below is about this
-                        let about = About(format!("{}: {:?}, then {again:?}", scene.name, how(n)));
-                        match attempt(scene, &server, &finished, how(n), again) {
-                            Some(toll) => total.lock().unwrap().add(&toll),
-                            None => done.store(true, Relaxed),
-                        }
-                        about.forget();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                let server = scene.serve();
+                while let Some(strikes) = plan.get(next.fetch_add(1, Relaxed)) {
+                    // whatever fails below is about this
+                    let about = About(format!("{}: {strikes:?}", scene.name));
+                    if let Some(toll) = attempt(scene, &server, &finished, strikes) {
+                        total.lock().unwrap().add(&toll);
                     }
-                });
-            }
-        });
-    }
+                    about.forget();
+                }
+            });
+        }
+    });
     let total = total.into_inner().unwrap();
     for kind in finished.kinds.keys() {
         assert!(total.struck.contains_key(kind), "never killed at {kind:?}: {:?}", total.struck);
@@ -573,8 +583,7 @@ fn resumed() -> Scene {
     let server = server();
     old.put(&server, "data/");
     let place = Place::new();
-    let mut command = run(&server, "data/", &place.volume());
-    command.args(["--concurrency", "1"]);
+    let command = run(&server, "data/", &place.volume(), 1);
     let mut noted = 0;
     let said = tempfile::tempfile().unwrap();
     let end = trace(&command, &place.volume(), said, |call| {
@@ -608,7 +617,7 @@ fn filled(objects: &Objects, prefix: &str, args: &[&str]) -> Place {
     let server = server();
     objects.put(&server, prefix);
     let place = Place::new();
-    run(&server, prefix, &place.volume()).args(args).run().ended(0);
+    run(&server, prefix, &place.volume(), CONCURRENCY).args(args).run().ended(0);
     place
 }
 
@@ -640,7 +649,8 @@ fn the_last_shard_may_be_killed_at_any_step() {
         .with("large", bytes(43, 3 * PART as usize), NEW)
         .with("z/1", bytes(44, 100), NEW)
         .with("z/2", bytes(45, 0), NEW);
-    let before = Some((filled(&objects, "data/", &["--shard", "0/2", "--sha256"]), objects.clone()));
+    let before =
+        Some((filled(&objects, "data/", &["--shard", "0/2", "--sha256"]), objects.clone()));
     let scene = Scene {
         name: "the last of two shards",
         objects,

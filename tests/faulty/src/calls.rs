@@ -313,7 +313,8 @@ mod x86_64 {
                 return Ok(None);
             };
             if matches!(kind.when, When::SharedAndWritable) {
-                let what = format!("{} is written through memory, which is not seen", path.display());
+                let what =
+                    format!("{} is written through memory, which is not seen", path.display());
                 return Err(io::Error::other(what));
             }
             let bytes = kind.bytes.then_some(arguments[2]);

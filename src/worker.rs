@@ -51,11 +51,11 @@ pub use options::{Options, OptionsError};
 pub use report::{Ended, print_plan};
 
 use commit::{Committed, Ledger};
-use inspect::{Capacity, History, Past};
+use inspect::{Capacity, Held, History, Past};
 use list::Listing;
 use own::Own;
 use pace::Pace;
-use plan::{Action, Needs, Planner};
+use plan::{Action, Look, Needs, Planner};
 use progress::{Counters, Display};
 use report::Watch;
 use sort::SpillFile;
@@ -211,10 +211,19 @@ fn standing(options: &Options, own: &Own) -> Result<Option<Marker>, Failure> {
     Ok(None)
 }
 
-/// Removes every file and directory of `history`.
-fn discard(volume: &Volume, history: &mut History) -> Result<(), Failure> {
+/// Removes every file and directory of `history`. Among `shards` a file that is not as it was
+/// committed may be another's, who has discarded its own share already and put a new file there.
+fn discard(volume: &Volume, history: &mut History, shards: ShardOf) -> Result<(), Failure> {
     while let Some(held) = history.next()? {
-        held.remove_from(volume)?;
+        let is_ours = match &held {
+            Held::File { record, .. } if shards != ShardOf::WHOLE => {
+                plan::look(volume, record)? == Look::AsCommitted
+            }
+            Held::File { .. } | Held::Directory { .. } => true,
+        };
+        if is_ours {
+            held.remove_from(volume)?;
+        }
     }
     Ok(())
 }
@@ -243,7 +252,8 @@ fn same_division(options: &Options, volume: &Volume, boot: &str) -> Result<(), F
             });
         }
         let mut history = past.history;
-        discard(volume, &mut history)?;
+        // no shard is there: this run has the volume alone
+        discard(volume, &mut history, ShardOf::WHOLE)?;
         own.remove(inspect::MARKER)?;
         own.remove(inspect::MANIFEST)?;
     }
@@ -272,7 +282,7 @@ fn remaining(options: &Options, volume: &Arc<Volume>, boot: &str) -> Result<Hist
             asked: options.identity.to_string(),
         });
     }
-    discard(volume, &mut history)?;
+    discard(volume, &mut history, options.shard)?;
     volume.own().remove(inspect::MANIFEST)?;
     volume.own().remove(UNORDERED)?;
     volume.clean_staged(|_| false)?;

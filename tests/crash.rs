@@ -782,3 +782,73 @@ fn killed_until_done(
     let kills = toll.kills;
     (toll, kills)
 }
+
+#[test]
+fn a_shard_that_lagged_behind_the_source_may_be_killed_at_any_step() {
+    if let Err(error) = calls::supported() {
+        not_here(format!("no process can be traced: {error}"));
+        return;
+    }
+    let old = Objects::default().with("x", bytes(60, 500), OLD).with("y", bytes(61, 500), OLD);
+    // one more in front: x and y change hands, and x has changed itself
+    let new = old.clone().with("a", bytes(62, 500), NEW).with("x", bytes(63, 500), NEW).with(
+        "z",
+        bytes(64, 500),
+        NEW,
+    );
+    let mut kills = 0;
+    for n in 1.. {
+        let server = server();
+        old.put(&server, "data/");
+        let place = Place::new();
+        let volume = place.volume();
+        let shard = |of: &str| {
+            let mut command = run(&server, "data/", &volume, CONCURRENCY);
+            command.args(["--shard", of]);
+            command
+        };
+        let mut calls = 0;
+        let said = tempfile::tempfile().unwrap();
+        // the first shard has x of the old listing and is about to name it; until it goes on, the
+        // source changes and the other shard is done with all of the new listing
+        let end = trace(&shard("0/2"), &volume, said, |call| {
+            if call.name == "renameat2" && calls == 0 {
+                new.put(&server, "data/");
+                shard("1/2").run().ended(0);
+                assert!(volume.join("x").exists());
+                calls = 1;
+                return Verdict::Pass;
+            }
+            calls += u64::from(calls > 0);
+            if calls > n { Verdict::Kill } else { Verdict::Pass }
+        });
+        let end = end.unwrap();
+        assert!(marker(&volume.join(".ossvp")).is_none(), "they saw different listings");
+        let first = if end == End::Killed { vec!["0/2"] } else { vec!["0/2", "1/2"] };
+        kills += u64::from(end == End::Killed);
+        // each runs again until it says that it is done
+        for round in 0.. {
+            assert!(round < 4, "call {n}: no end");
+            let codes: Vec<i32> = if round == 0 { first.clone() } else { vec!["0/2", "1/2"] }
+                .into_iter()
+                .map(|of| shard(of).run().code)
+                .collect();
+            assert!(codes.iter().all(|code| [0, 5].contains(code)), "call {n}: {codes:?}");
+            if marker(&volume.join(".ossvp")).is_some() {
+                break;
+            }
+        }
+        assert!(tree(&volume) == new.tree(), "call {n}: marked as complete with wrong bytes");
+        ossvp().arg("verify").arg(&volume).run().ended(0);
+        if end != End::Killed {
+            break;
+        }
+    }
+    assert!(kills > 10);
+    shown(
+        Part::Crash,
+        "a shard that still had an old listing killed at any call after it replaced what another shard had fetched by a new one",
+        "the volume is not marked complete until that shard has looked at its files again",
+        "5 or 0 on the next runs",
+    );
+}

@@ -148,3 +148,39 @@ fn another_number_of_workers_is_refused_until_one_discards_the_rest() {
     std::fs::remove_file(place.volume().join(".ossvp/complete.json")).unwrap();
     shard(&server, &place.volume(), "0/2", &[]).ended(8).says("one worker filled, not 2 workers");
 }
+
+#[test]
+fn shards_that_discard_another_source_leave_each_others_new_files_alone() {
+    let server = server();
+    let place = Place::new();
+    for n in 0..10 {
+        server.put(BUCKET, &format!("other/{n}"), bytes(n, 100));
+    }
+    // in front of all others, so that every path changes hands
+    let mut expected = BTreeMap::new();
+    for (n, path) in ["+", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"].iter().enumerate() {
+        let body = bytes(100 + n as u64, 200);
+        server.put(BUCKET, &format!("data/{path}"), body.clone());
+        expected.insert((*path).to_owned(), body);
+    }
+    for n in ["0/2", "1/2"] {
+        populate(&server, "oss://bucket/other/", &place.volume())
+            .args(["--shard", n])
+            .run()
+            .ended(0);
+    }
+    // as if both had been stopped before their last step
+    for own in ["", "shard-0-of-2/", "shard-1-of-2/"] {
+        std::fs::remove_file(place.volume().join(format!(".ossvp/{own}complete.json"))).unwrap();
+    }
+    for n in ["0/2", "1/2"] {
+        shard(&server, &place.volume(), n, &[]).ended(8);
+    }
+    for n in ["1/2", "0/2"] {
+        shard(&server, &place.volume(), n, &["--force"]).ended(0);
+    }
+    let found = files(&place.volume());
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    assert!(found == expected, "a file has wrong bytes");
+    ossvp().arg("verify").arg(place.volume()).run().ended(0);
+}

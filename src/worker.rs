@@ -135,11 +135,27 @@ async fn perform(options: &Arc<Options>, watch: &Arc<Watch>) -> Result<Success, 
     };
     let shard = options.shard;
     let volume = blocking(move || Ok(Arc::new(Volume::open(&path, shard)?))).await?;
-    if let Some(marker) = standing(options, volume.base())? {
-        return Ok(Success::AlreadyComplete(Box::new(marker)));
-    }
+    let standing = blocking({
+        let (options, volume) = (Arc::clone(options), Arc::clone(&volume));
+        move || {
+            // or another shard marks the volume by a marker of ours that goes meanwhile
+            let _alone = match options.shard {
+                ShardOf::WHOLE => None,
+                _ => shards::alone(volume.base())?,
+            };
+            match standing(&options, volume.base())? {
+                Some(marker) => Ok(Standing::Whole(marker)),
+                None => Ok(Standing::Share(standing(&options, volume.own())?)),
+            }
+        }
+    })
+    .await?;
+    let share = match standing {
+        Standing::Whole(marker) => return Ok(Success::AlreadyComplete(Box::new(marker))),
+        Standing::Share(share) => share,
+    };
     let sort_first = options.plan_first || volume.own().read(UNORDERED)?.is_some();
-    let marker = match standing(options, volume.own())? {
+    let marker = match share {
         Some(marker) => marker,
         None => match fill(options, watch, &source, &volume, sort_first).await {
             Err(Failure::OutOfOrder { previous, key }) if !sort_first => {
@@ -181,6 +197,14 @@ fn demands(options: &Options) -> Demands {
 fn needs(options: &Options, capacity: Option<Capacity>) -> Needs {
     let not_empty = (!options.allow_empty).then(|| options.source.to_string());
     Needs { demands: demands(options), capacity, not_empty }
+}
+
+/// The markers that were found.
+enum Standing {
+    /// The volume is complete.
+    Whole(Marker),
+    /// It is not; of a shard, its share may be.
+    Share(Option<Marker>),
 }
 
 /// The marker that stands, if it says everything that is asked for. One that says less is removed:

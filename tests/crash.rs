@@ -567,34 +567,26 @@ fn fresh(name: &'static str, args: &'static [&'static str]) -> Scene {
 const RIGHT: &str = "no short or wrong file has its name and no marker stands; the next run \
                      finishes, and fetches again at most what was in flight";
 
-fn shows(scene: &Scene, case: &str) {
+fn shows(scene: &Scene, when: &str) {
     if killed_at_every_step(scene).is_some() {
-        shown(Part::Crash, case, RIGHT, "0 on the next run");
+        let case = format!("killed at any call that changes the volume, {when}");
+        shown(Part::Crash, &case, RIGHT, "0 on the next run");
     }
 }
 
 #[test]
 fn a_run_that_is_killed_at_any_step_is_finished_by_the_next() {
-    shows(
-        &fresh("a new volume", &[]),
-        "killed before or within any call that changes a new volume",
-    );
+    shows(&fresh("a new volume", &[]), "while a new one is filled");
 }
 
 #[test]
 fn a_run_with_sha256_that_is_killed_at_any_step_is_finished_by_the_next() {
-    shows(
-        &fresh("a new volume with --sha256", &["--sha256"]),
-        "killed at any such call, with --sha256",
-    );
+    shows(&fresh("a new volume with --sha256", &["--sha256"]), "with --sha256");
 }
 
 #[test]
 fn a_run_past_the_page_cache_that_is_killed_at_any_step_is_finished_by_the_next() {
-    shows(
-        &fresh("a new volume with --direct on", &["--direct", "on"]),
-        "killed at any such call, with --direct on",
-    );
+    shows(&fresh("a new volume with --direct on", &["--direct", "on"]), "with --direct on");
 }
 
 /// So that a key gets another place when one that is its directory becomes an object.
@@ -657,8 +649,8 @@ fn a_resuming_run_that_is_killed_at_any_step_is_finished_by_the_next() {
     }
     shows(
         &scene,
-        "killed at any such call while a part of an earlier version of the source is brought up to \
-         date: files kept, replaced and removed, a large object resumed, the manifest written anew",
+        "while files of an earlier version are kept, replaced, moved and removed, and a large \
+         object is resumed",
     );
 }
 
@@ -685,10 +677,7 @@ fn a_run_that_fetches_wrong_bytes_again_may_be_killed_at_any_step() {
     ];
     let scene =
         Scene { faults, in_flight, ..Scene::new("bytes that arrive wrong once", objects, &[]) };
-    shows(
-        &scene,
-        "killed at any such call while objects that arrived with wrong bytes are fetched again",
-    );
+    shows(&scene, "while objects that arrived with wrong bytes are fetched again");
 }
 
 #[test]
@@ -701,7 +690,7 @@ fn a_run_that_adds_sha256_to_a_complete_volume_may_be_killed_at_any_step() {
     let before = Some((filled(&objects, "data/", &[]), objects.clone()));
     let name = "a complete volume that gets --sha256";
     let scene = Scene { before, ..Scene::new(name, objects, &["--sha256"]) };
-    shows(&scene, "killed at any such call while --sha256 is added to a complete volume");
+    shows(&scene, "while --sha256 is added to a complete one");
 }
 
 #[test]
@@ -718,7 +707,7 @@ fn the_last_shard_may_be_killed_at_any_step() {
         Some((filled(&objects, "data/", &["--shard", "1/2", "--sha256"]), objects.clone()));
     let args = &["--shard", "0/2", "--sha256"];
     let scene = Scene { before, ..Scene::new("the last of two shards", objects, args) };
-    shows(&scene, "the last shard killed at any such call, its own or the volume's completion");
+    shows(&scene, "while the last shard completes its share and the volume");
 }
 
 #[test]
@@ -735,7 +724,7 @@ fn a_run_that_discards_another_source_may_be_killed_at_any_step() {
         .with("large", bytes(56, 2 * PART as usize), NEW);
     let before = Some((filled(&old, "other/", &[]), old));
     let scene = Scene { before, ..Scene::new("--force over another source", new, &["--force"]) };
-    shows(&scene, "killed at any such call while --force discards another source");
+    shows(&scene, "while --force discards another source");
 }
 
 #[test]
@@ -796,7 +785,12 @@ fn runs_that_are_killed_at_random_times_are_finished_and_fetch_little_twice() {
             scene.objects.bytes(),
         ),
     );
-    shown(Part::Crash, "killed at random times, again and again", RIGHT, "0 on the next run");
+    shown(
+        Part::Crash,
+        "killed at random times, again and again until a run is done before",
+        RIGHT,
+        "0 on the next run",
+    );
 }
 
 /// Kills runs at random times until one is done before; the kills, and how many there were.
@@ -897,8 +891,8 @@ fn a_shard_that_lagged_behind_the_source_may_be_killed_at_any_step() {
     assert!(kills > 10);
     shown(
         Part::Crash,
-        "a shard that still had an old listing killed at any call after it replaced what another shard had fetched by a new one",
-        "the volume is not marked complete until that shard has looked at its files again",
+        "a shard killed after it replaced, by an old listing, what another shard had fetched by a new one",
+        "the volume is not marked before that other shard has fetched it again",
         "5 or 0 on the next runs",
     );
 }

@@ -3,13 +3,14 @@
 //! Each shard has its own directory in `.ossvp` with manifest, staged files, lock and marker. The
 //! shard that finds all others' markers there writes the volume's.
 
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, OFlags};
 use sha2::{Digest, Sha256};
 
-use super::at::errno;
+use super::at::{VolumeError, errno};
 use super::commit::SUMS;
 use super::failure::Failure;
 use super::inspect::{self, Lines, MANIFEST, MARKER};
@@ -20,11 +21,16 @@ use super::volume::Volume;
 use crate::handoff::{Marker, ShardOf};
 use crate::keys::VolumePath;
 
-/// The file whose lock says who looks at all markers.
+/// The file whose lock says who looks at all markers, or takes one away.
 const COMPLETION: &str = "completion";
 /// How many files are looked at at once. A network file system answers in 1 to 5 ms: alone, one
 /// thread would take an hour for a million files.
 const LOOKING: usize = 32;
+
+/// Waits until no other shard looks at markers or takes one away; none does while this is held.
+pub(crate) fn alone(base: &Own) -> Result<Option<File>, VolumeError> {
+    base.try_lock(COMPLETION, FlockOperation::LockExclusive)
+}
 
 /// The marker of the whole volume, if every shard agrees with `mine` on what was listed; `None`
 /// while some are not done.
@@ -37,8 +43,8 @@ const LOOKING: usize = 32;
 /// of each shard whose files are not as it left them is removed.
 pub(crate) fn join(volume: &Volume, mine: &Marker) -> Result<Option<Marker>, Failure> {
     let base = volume.base();
-    // held until the end of this function: two shards that end at once look one after the other
-    let _lock = base.try_lock(COMPLETION, FlockOperation::LockExclusive)?;
+    // two shards that end at once look one after the other
+    let _alone = alone(base)?;
     let count = mine.shard.count;
     let mut markers = Vec::with_capacity(count as usize);
     for index in 0..count {

@@ -58,7 +58,9 @@ pub fn supported() -> io::Result<()> {
 /// order in which they are begun. The process gets the arguments and variables that `command`
 /// names, no others; what it says goes to `output`.
 ///
-/// Only the thread that calls this traces; several threads may trace a process each.
+/// Only the thread that calls this traces; several threads may trace a process each. It waits for
+/// every process that it has started: what `decide` starts must end before it answers, or be
+/// another thread's.
 ///
 /// # Errors
 /// What the kernel answers; a call that this tracer does not know.

@@ -564,8 +564,8 @@ fn fresh(name: &'static str, args: &'static [&'static str]) -> Scene {
     Scene::new(name, ordinary(), args)
 }
 
-const RIGHT: &str = "no short or wrong file has its name and no marker stands; the next run \
-                     finishes, and fetches again at most what was in flight";
+const RIGHT: &str = "no short or wrong file has its name, and a marker stands only on a complete volume; \
+                     the next run finishes, and fetches again at most what was in flight";
 
 fn shows(scene: &Scene, when: &str) {
     if killed_at_every_step(scene).is_some() {

@@ -15,12 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
-use faulty::disk::{Dice, Disk, Machine, MsFlags, Survives};
-use oss_server::OssServer;
+use faulty::disk::{Dice, Disk, Machine, Mounted, MsFlags, Survives};
+use oss_server::{Fault, OssServer, PutOptions};
+use sha2::{Digest, Sha256};
 use support::cases::{Part, measured, not_here, shown};
-use support::{BUCKET, Ran, Run, bytes, ossvp, populate, server, tree, wait_until};
+use support::{BUCKET, Place, Ran, Run, bytes, ossvp, populate, server, tree, wait_until};
 
 const SOURCE: &str = "oss://bucket/data/";
 
@@ -34,6 +36,8 @@ struct Kind {
     name: &'static str,
     /// The smallest that its mkfs makes, with room.
     size: u64,
+    /// What the disk below it writes whole or not at all.
+    sector: u64,
     format: &'static [&'static str],
     options: &'static str,
 }
@@ -41,6 +45,7 @@ struct Kind {
 const EXT4: Kind = Kind {
     name: "ext4",
     size: 128 << 20,
+    sector: 512,
     // or the kernel goes on formatting while we look
     format: &["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
     options: "",
@@ -48,6 +53,8 @@ const EXT4: Kind = Kind {
 const XFS: Kind = Kind {
     name: "xfs",
     size: 320 << 20,
+    // a directory's block that is torn is beyond xfs itself: its log has only what changed in it
+    sector: 4096,
     format: &["-q", "-f"],
     // images of one disk have one id, and several may be mounted
     options: "nouuid",
@@ -66,7 +73,7 @@ impl Lab {
     }
 
     fn formatted(&self, kind: Kind) -> Result<Disk, String> {
-        let disk = Disk::new(kind.size);
+        let disk = Disk::new(kind.size, kind.sector);
         match self.machine.format(&disk, kind.name, kind.format) {
             Ok(()) => Ok(disk.copy()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -76,7 +83,7 @@ impl Lab {
         }
     }
 
-    fn mount(&self, disk: &Disk, kind: Kind) -> faulty::disk::Mounted {
+    fn mount(&self, disk: &Disk, kind: Kind) -> Mounted {
         self.machine.mount(disk, kind.name, MsFlags::empty(), kind.options).unwrap()
     }
 }
@@ -84,25 +91,33 @@ impl Lab {
 /// What is to be in the volume, and who has it.
 struct Filling {
     server: OssServer,
+    part_size: &'static str,
     expected: BTreeMap<String, Vec<u8>>,
 }
 
 impl Filling {
     fn new() -> Self {
-        Self { server: server(), expected: BTreeMap::new() }
+        Self { server: server(), part_size: "256KiB", expected: BTreeMap::new() }
     }
 
     fn file(&mut self, path: &str, length: usize) {
         let body = bytes(self.expected.len() as u64, length);
-        self.server.put(BUCKET, &format!("data/{path}"), body.clone());
+        self.put(path, body.clone());
         for (at, _) in path.match_indices('/') {
             self.expected.insert(path[..=at].to_owned(), Vec::new());
         }
         self.expected.insert(path.to_owned(), body);
     }
 
+    fn put(&self, path: &str, body: Vec<u8>) {
+        // the same on every server
+        let modified = chrono::DateTime::from_timestamp(1_700_000_000, 0).unwrap();
+        let options = PutOptions::new().modified(modified);
+        self.server.put_with(BUCKET, &format!("data/{path}"), body, options);
+    }
+
     fn directory(&mut self, path: &str) {
-        self.server.put(BUCKET, &format!("data/{path}"), "");
+        self.put(path, Vec::new());
         self.expected.insert(path.to_owned(), Vec::new());
     }
 
@@ -110,7 +125,8 @@ impl Filling {
         self.expected.values().map(|body| body.len() as u64).sum()
     }
 
-    /// Many small objects, some of over 1 MiB, and a large one in parts.
+    /// Many small objects, some of over 1 MiB, and a large one in parts, which arrives last but for
+    /// a few.
     fn mixed() -> Self {
         let mut filling = Self::new();
         for n in 0..50_usize {
@@ -118,8 +134,8 @@ impl Filling {
         }
         filling.file("b/middle-1", 1_200_001);
         filling.directory("b/nothing-here/");
-        filling.file("c/large", (5 << 20) + 4321);
-        filling.file("d/middle-2", 1_400_000);
+        filling.file("c/middle-2", 1_400_000);
+        filling.file("d/large", (5 << 20) + 4321);
         for n in 0..20_usize {
             filling.file(&format!("e/f/small-{n:02}"), 100 + n * 1500);
         }
@@ -127,9 +143,20 @@ impl Filling {
         filling
     }
 
+    /// A few objects of each sort.
+    fn few() -> Self {
+        let mut filling = Self { part_size: "64KiB", ..Self::new() };
+        filling.file("a/one", 1000);
+        filling.file("a/two", 70_000);
+        filling.directory("b/");
+        filling.file("c/large", 300_001);
+        filling.file("d", 5);
+        filling
+    }
+
     fn command(&self, volume: &Path, more: &[&str]) -> std::process::Command {
         let mut command = populate(&self.server, SOURCE, volume);
-        command.args(["--part-size", "256KiB"]).args(more);
+        command.args(["--part-size", self.part_size]).args(more);
         command
     }
 
@@ -146,6 +173,23 @@ impl Filling {
     }
 }
 
+impl Filling {
+    /// Panics unless the volume has the SHA-256 of every file, or none if none are `wanted`.
+    #[track_caller]
+    fn sums_are_in(&self, volume: &Path, wanted: bool) {
+        let Ok(text) = std::fs::read_to_string(volume.join(".ossvp/SHA256SUMS")) else {
+            return assert!(!wanted, "no SHA256SUMS");
+        };
+        let found: BTreeSet<_> = text.lines().map(str::to_owned).collect();
+        let files = self.expected.iter().filter(|(path, _)| !path.ends_with('/'));
+        let line = |(path, body): (&String, &Vec<u8>)| {
+            let digest: String = Sha256::digest(body).iter().map(|b| format!("{b:02x}")).collect();
+            format!("{digest}  {path}")
+        };
+        assert_eq!(found, files.map(line).collect());
+    }
+}
+
 /// The valid lines of a manifest with their offsets.
 fn lines(volume: &Path) -> Vec<(u64, Vec<String>)> {
     let text = std::fs::read(volume.join(".ossvp/manifest")).unwrap_or_default();
@@ -154,8 +198,7 @@ fn lines(volume: &Path) -> Vec<(u64, Vec<String>)> {
     for line in text.split_inclusive(|byte| *byte == b'\n') {
         let valid = line.strip_suffix(b"\n").and_then(|line| {
             let (body, crc) = std::str::from_utf8(line).ok()?.rsplit_once("\t#")?;
-            let found =
-                crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, body.as_bytes());
+            let found = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, body.as_bytes());
             (format!("{found:08x}") == crc).then_some(body)
         });
         let Some(body) = valid else { break };
@@ -202,8 +245,13 @@ struct Evidence<'a> {
 impl Drop for Evidence<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let name = self.what.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-            let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.img"));
+            let words: Vec<_> = self
+                .what
+                .split(|c: char| !c.is_ascii_alphanumeric())
+                .filter(|w| !w.is_empty())
+                .collect();
+            let name = format!("{}.img", words.join("-"));
+            let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
             let saved = self.disk.save(&path);
             eprintln!("failed after: {}; disk: {} {saved:?}", self.what, path.display());
         }
@@ -266,13 +314,16 @@ fn recover(
     let complete = std::fs::read(volume.join(".ossvp/complete.json")).is_ok_and(|marker| {
         serde_json::from_slice::<serde_json::Value>(&marker).is_ok_and(|marker| marker.is_object())
     });
+    let sums = arguments.contains(&"--sha256");
     if complete {
         filling.is_in(volume);
+        filling.sums_are_in(volume, sums);
     }
     let vouched = vouched_for(volume);
     let mut command = filling.command(volume, &["--log-format", "json", "-v"]);
     let ran = command.args(arguments).run().ended(0);
     filling.is_in(volume);
+    filling.sums_are_in(volume, sums);
     ossvp().arg("verify").arg(volume).run().ended(0);
     let figures = ran.report().figures;
     let fetched = fetched(&ran);
@@ -292,30 +343,33 @@ fn recover(
     complete
 }
 
-/// Cuts of `disk` to try: around its last flushes, where the marker is written, around its first,
-/// and anywhere.
+/// What may survive a cut.
+fn any(dice: &mut Dice) -> Survives {
+    let seed = dice.roll();
+    match dice.below(6) {
+        0 => Survives::None,
+        1 => Survives::All,
+        2 | 3 => Survives::Some { seed },
+        _ => Survives::Torn { seed },
+    }
+}
+
+/// A flush that has just returned, and the moment before it, with all that it covers in the cache.
+fn around(flush: usize, dice: &mut Dice) -> [(usize, Survives); 2] {
+    let seed = dice.roll();
+    let before = match dice.below(2) {
+        0 => Survives::Some { seed },
+        _ => Survives::Torn { seed },
+    };
+    [(flush, Survives::None), (flush - 1, before)]
+}
+
+/// At least `count` cuts of the whole past of `disk`: around its last flushes, where the marker is
+/// written, around its first ones, and around or between any.
 fn cuts(disk: &Disk, count: usize, dice: &mut Dice) -> Vec<(usize, Survives)> {
     let flushes = disk.flushes();
-    let end = disk.moment();
-    let any = |dice: &mut Dice| {
-        let seed = dice.roll();
-        match dice.below(6) {
-            0 => Survives::None,
-            1 => Survives::All,
-            2 | 3 => Survives::Some { seed },
-            _ => Survives::Torn { seed },
-        }
-    };
-    let mut cuts = Vec::new();
-    // each flush: just done, and everything up to it still in the cache
-    let around = |at: usize, dice: &mut Dice| {
-        let before = match dice.below(2) {
-            0 => Survives::Some { seed: dice.roll() },
-            _ => Survives::Torn { seed: dice.roll() },
-        };
-        [(at, Survives::None), (at - 1, before)]
-    };
     let edge = (count / 6).min(flushes.len());
+    let mut cuts = Vec::new();
     for at in flushes[..edge / 2].iter().chain(&flushes[flushes.len() - edge..]) {
         cuts.extend(around(*at, dice));
     }
@@ -324,109 +378,178 @@ fn cuts(disk: &Disk, count: usize, dice: &mut Dice) -> Vec<(usize, Survives)> {
             let at = flushes[dice.below(flushes.len() as u64) as usize];
             cuts.extend(around(at, dice));
         } else {
-            cuts.push((dice.below(end as u64 + 1) as usize, any(dice)));
+            cuts.push((dice.below(disk.moment() as u64 + 1) as usize, any(dice)));
         }
     }
     cuts
 }
 
-/// A run that was recorded.
-struct Recorded {
+/// Which disk the recorded run begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// An empty one.
+    Empty,
+    /// One that a run of the same boot has begun to fill, until it was killed.
+    Killed,
+    /// One that has lost bytes of files which its manifest has, in an earlier boot.
+    Damaged,
+}
+
+/// A run on its way, recorded.
+struct Recording {
+    kind: Kind,
+    direct: &'static str,
+    begin: Begin,
+    filling: Filling,
     disk: Disk,
     /// How many bytes the source had sent by which moments.
-    sent: Vec<(usize, u64)>,
+    sent: Mutex<Vec<(usize, u64)>>,
 }
 
-impl Recorded {
-    fn sent_by(&self, moment: usize) -> u64 {
-        let until = self.sent.partition_point(|(at, _)| *at <= moment);
-        self.sent[..until].last().map_or(0, |(_, bytes)| *bytes)
-    }
-}
-
-/// Waits for the end of a run, and notes what is sent until then.
-fn follow(mut child: Child, filling: &Filling, disk: &Disk, sent: &mut Vec<(usize, u64)>) -> i32 {
-    loop {
-        sent.push((disk.moment(), filling.server.stats().bytes));
-        if let Some(status) = child.try_wait().unwrap() {
-            return status.code().unwrap_or(-1);
+impl Recording {
+    /// Fills the volume slowly, so that it takes longer than a checkpoint is away (30 s).
+    fn record(&self) {
+        let lab = Lab::open().unwrap();
+        let mounted = lab.mount(&self.disk, self.kind);
+        let volume = mounted.path();
+        let rate = format!("{}B/s", self.filling.bytes() / 38);
+        let mut arguments = vec!["--direct", self.direct, "--concurrency", "4"];
+        let start = |arguments: &[&str]| {
+            let mut command = self.filling.command(volume, arguments);
+            command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        };
+        self.filling.server.reset_stats();
+        if self.begin == Begin::Killed {
+            let mut child = start(&arguments);
+            wait_until("30 files", || lines(volume).len() > 30);
+            child.kill().unwrap();
+            child.wait().unwrap();
         }
-        std::thread::sleep(Duration::from_millis(20));
+        arguments.extend(["--throughput", &rate]);
+        let mut child: Child = start(&arguments);
+        let status = loop {
+            let now = (self.disk.moment(), self.filling.server.stats().bytes);
+            self.sent.lock().unwrap().push(now);
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!(status.code(), Some(0));
+        self.filling.is_in(volume);
+    }
+
+    /// What was sent before the power went at `moment`, and is `fetched` again since.
+    fn sent_again(&self, moment: usize, fetched: u64) -> u64 {
+        let sent = self.sent.lock().unwrap();
+        let until = sent.partition_point(|(at, _)| *at <= moment);
+        let before = sent[..until].last().map_or(0, |(_, bytes)| *bytes);
+        (before + fetched).saturating_sub(self.filling.bytes())
     }
 }
 
-fn start(command: &mut std::process::Command) -> Child {
-    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-}
-
-/// Records a run that takes longer than a checkpoint is away (30 s), because of a cap.
-fn record(
-    lab: &Lab,
-    kind: Kind,
-    filling: &Filling,
-    options: &str,
-    direct: &str,
-    killed: bool,
-) -> Recorded {
+/// A disk whose manifest has files that are not there, or not with their bytes.
+fn damaged(lab: &Lab, kind: Kind, filling: &Filling, direct: &str) -> Disk {
     let disk = lab.formatted(kind).unwrap();
     lab.machine.reboot().unwrap();
-    let options = [kind.options, options].join(",");
-    let options = options.trim_matches(',');
-    let mounted = lab.machine.mount(&disk, kind.name, MsFlags::empty(), options).unwrap();
+    let mounted = lab.mount(&disk, kind);
     let volume = mounted.path();
-    let rate = format!("{}B/s", filling.bytes() / 34);
-    let arguments = ["--direct", direct, "--concurrency", "4", "--throughput", rate.as_str()];
-    let mut sent = Vec::new();
-    if killed {
-        // a run of the same boot that ended early: its files are trusted as little
-        let mut child = start(&mut filling.command(volume, &arguments));
-        wait_until("30 files", || tree(volume).len() > 34);
-        child.kill().unwrap();
-        child.wait().unwrap();
+    const STALLED: &str = "e/f/small-19";
+    filling.server.fault(Fault::get(&format!("data/{STALLED}")).stall_forever_after(1000));
+    let mut command = filling.command(volume, &["--direct", direct]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let all = filling.expected.keys().filter(|path| !path.ends_with('/')).count();
+    let files = |volume: &Path| lines(volume).iter().filter(|(_, line)| line[0] == "f").count();
+    wait_until("all files but one", || files(volume) == all - 1);
+    // the kernel may write files back in any order: here the manifest and every third file
+    let files = filling.expected.keys().filter(|path| !path.ends_with('/') && *path != STALLED);
+    for path in files.step_by(3).map(String::as_str).chain([".ossvp/manifest"]) {
+        std::fs::File::open(volume.join(path)).unwrap().sync_all().unwrap();
     }
-    let child = start(&mut filling.command(volume, &arguments));
-    assert_eq!(follow(child, filling, &disk, &mut sent), 0);
-    filling.is_in(volume);
+    let cut = disk.cut(disk.moment(), Survives::None);
+    child.kill().unwrap();
+    child.wait().unwrap();
     drop(mounted);
-    Recorded { disk, sent }
+    filling.server.clear_faults();
+
+    let mounted = lab.mount(&cut.copy(), kind);
+    let lines = lines(mounted.path());
+    let lines = lines.iter().filter(|(_, line)| line[0] == "f");
+    let [mut sound, mut short, mut wrong] = [0; 3];
+    for (_, line) in lines {
+        let expected = &filling.expected[&line[7]];
+        match std::fs::read(mounted.path().join(&line[7])) {
+            Ok(body) if body == *expected => sound += 1,
+            Ok(body) if body.len() == expected.len() => wrong += 1,
+            _ => short += 1,
+        }
+    }
+    // the last are files whose space was reserved: they have their size, and zeros
+    assert!(sound > 0 && short > 0 && wrong > 0, "{sound} sound, {short} short, {wrong} wrong");
+    cut
 }
 
-/// Records a run, cuts its disk, fills it again, cuts that, and so on.
-fn lose_power_often(kind: Kind, options: &str, direct: &str, killed: bool, seed: u64) -> Tally {
+/// Cuts the disk of a run while it goes on and when it has ended, fills it again, cuts that, and so
+/// on.
+fn lose_power_often(kind: Kind, direct: &'static str, begin: Begin, seed: u64) -> Tally {
     let lab = Lab::open().unwrap();
-    let filling = Filling::mixed();
-    let recorded = record(&lab, kind, &filling, options, direct, killed);
     let mut dice = Dice::new(seed);
+    let filling = Filling::mixed();
+    let disk = match begin {
+        Begin::Damaged => damaged(&lab, kind, &filling, direct),
+        Begin::Empty | Begin::Killed => lab.formatted(kind).unwrap(),
+    };
+    let recording = Recording { kind, direct, begin, filling, disk, sent: Mutex::default() };
     let mut tally = Tally::default();
-    let count = number("OSSVP_TEST_CUTS", 16) as usize;
-    let arguments = ["--direct", direct];
-    for (moment, survives) in cuts(&recorded.disk, count, &mut dice) {
-        let name = kind.name;
-        let end = recorded.disk.moment();
-        let what = format!("{name}, direct {direct}, seed {seed}: {moment} of {end}, {survives:?}");
-        let cut = recorded.disk.cut(moment, survives);
-        let (disk, before) = (cut.copy(), tally.fetched_bytes);
-        {
-            let _evidence = Evidence { disk: &cut, what: what.clone() };
-            recover(&lab, kind, &filling, &disk, &arguments, &mut tally);
+    std::thread::scope(|scope| {
+        let recorder = scope.spawn(|| recording.record());
+        // another server with the same objects: the recorded one's figures stay its own
+        let filling = Filling::mixed();
+        while !recorder.is_finished() {
+            let cut = (recording.disk.moment(), any(&mut dice));
+            lose_power_twice(&lab, &recording, &filling, cut, &mut dice, &mut tally);
         }
-        let fetched = tally.fetched_bytes - before;
-        tally.again_bytes +=
-            (recorded.sent_by(moment) + fetched).saturating_sub(filling.bytes());
-
-        // the second run's power goes too
-        let (moment, survives) = cuts(&disk, 1, &mut dice)[0];
-        let what = format!("{what}, then {moment} of {}, {survives:?}", disk.moment());
-        let cut = disk.cut(moment, survives);
-        let disk = cut.copy();
-        let _evidence = Evidence { disk: &cut, what };
-        recover(&lab, kind, &filling, &disk, &arguments, &mut tally);
-        // and once more, when it has ended with 0
-        let cut = disk.cut(disk.moment(), Survives::None).copy();
-        let complete = recover(&lab, kind, &filling, &cut, &arguments, &mut tally);
-        assert!(complete, "a run that ended with 0 left no marker on the device");
-    }
+        recorder.join().unwrap();
+        for cut in cuts(&recording.disk, number("OSSVP_TEST_CUTS", 10) as usize, &mut dice) {
+            lose_power_twice(&lab, &recording, &filling, cut, &mut dice, &mut tally);
+        }
+    });
     tally
+}
+
+/// Cuts the recorded disk, fills it again, cuts that again, and once more when a run has ended.
+fn lose_power_twice(
+    lab: &Lab,
+    recording: &Recording,
+    filling: &Filling,
+    (moment, survives): (usize, Survives),
+    dice: &mut Dice,
+    tally: &mut Tally,
+) {
+    let Recording { kind, direct, begin, disk, .. } = recording;
+    let arguments = ["--direct", direct];
+    let (name, end) = (kind.name, disk.moment());
+    let what = format!("{name}, direct {direct}, {begin:?}, {moment} of {end}, {survives:?}");
+    let cut = disk.cut(moment, survives);
+    let (disk, before) = (cut.copy(), tally.fetched_bytes);
+    {
+        let _evidence = Evidence { disk: &cut, what: what.clone() };
+        recover(lab, *kind, filling, &disk, &arguments, tally);
+    }
+    if *begin != Begin::Damaged {
+        tally.again_bytes += recording.sent_again(moment, tally.fetched_bytes - before);
+    }
+
+    let (moment, survives) = cuts(&disk, 1, dice)[0];
+    let what = format!("{what}, then {moment} of {}, {survives:?}", disk.moment());
+    let cut = disk.cut(moment, survives);
+    let disk = cut.copy();
+    let _evidence = Evidence { disk: &cut, what };
+    recover(lab, *kind, filling, &disk, &arguments, tally);
+
+    let ended = disk.cut(disk.moment(), Survives::None);
+    let complete = recover(lab, *kind, filling, &ended, &arguments, tally);
+    assert!(complete, "a run that ended with 0 left no marker on the device");
 }
 
 fn lose_power_on(kind: Kind) {
@@ -435,13 +558,19 @@ fn lose_power_on(kind: Kind) {
     }
     let seed = number("OSSVP_TEST_SEED", 1);
     println!("seed {seed}");
+    let begins = [Begin::Empty, Begin::Killed, Begin::Damaged];
+    let direct = ["on", "off", "off"];
     let tally = std::thread::scope(|scope| {
-        let buffered = scope.spawn(|| lose_power_often(kind, "", "off", true, seed));
-        let direct = scope.spawn(|| lose_power_often(kind, "", "on", false, seed + 1));
-        let joined = [buffered.join(), direct.join()];
-        joined.map(Result::unwrap).into_iter().fold(Tally::default(), Tally::and)
+        let runs: Vec<_> = std::iter::zip(begins, direct)
+            .zip(seed..)
+            .map(|((begin, direct), seed)| {
+                scope.spawn(move || lose_power_often(kind, direct, begin, seed))
+            })
+            .collect();
+        let joined = runs.into_iter().map(|run| run.join().unwrap());
+        joined.fold(Tally::default(), Tally::and)
     });
-    println!("{tally:?}");
+    println!("{}: {tally:?}", kind.name);
 }
 
 #[test]
@@ -460,7 +589,7 @@ fn the_disk_of_these_tests_loses_what_was_not_flushed() {
         Ok(lab) => lab,
         Err(why) => return not_here(why),
     };
-    let disk = Disk::new(1 << 20);
+    let disk = Disk::new(1 << 20, 512);
     let attached = lab.machine.attach(&disk).unwrap();
     assert_eq!(attached.setting("queue/write_cache").unwrap(), "write back");
     assert_eq!(attached.setting("queue/fua").unwrap(), "0");

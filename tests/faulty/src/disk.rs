@@ -30,8 +30,6 @@ pub use nix::mount::MsFlags;
 use nix::mount::{MntFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-/// What the disk writes as one: a torn write ends between two of them.
-pub const SECTOR: u64 = 512;
 const PAGE: u64 = 4096;
 /// Pages that are shared between images together.
 const LEAF: u64 = 256;
@@ -139,7 +137,7 @@ pub enum Survives {
     All,
     /// Some of them, in no order.
     Some { seed: u64 },
-    /// Some of them, and of some of these only the first sectors.
+    /// Some of them, and of some of these only what comes before some sector.
     Torn { seed: u64 },
 }
 
@@ -147,18 +145,19 @@ pub enum Survives {
 #[derive(Debug, Clone)]
 pub struct Disk {
     size: u64,
+    sector: u64,
     state: Arc<Mutex<State>>,
 }
 
 impl Disk {
-    /// A disk of `size` bytes of zeros.
-    pub fn new(size: u64) -> Self {
-        Self::holding(size, Image::zeros(size))
+    /// A disk of `size` bytes of zeros. It writes a `sector` whole or not at all.
+    pub fn new(size: u64, sector: u64) -> Self {
+        Self::holding(size, sector, Image::zeros(size))
     }
 
-    fn holding(size: u64, image: Image) -> Self {
+    fn holding(size: u64, sector: u64, image: Image) -> Self {
         let state = State { first: image.clone(), now: image, past: Vec::new() };
-        Self { size, state: Arc::new(Mutex::new(state)) }
+        Self { size, sector, state: Arc::new(Mutex::new(state)) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -167,7 +166,7 @@ impl Disk {
 
     /// Another disk that holds what this one holds now, and has no past.
     pub fn copy(&self) -> Self {
-        Self::holding(self.size, self.state().now.clone())
+        Self::holding(self.size, self.sector, self.state().now.clone())
     }
 
     /// How many writes and flushes have reached the disk so far: a moment that it can be cut at.
@@ -208,19 +207,21 @@ impl Disk {
                 continue;
             }
             let torn = matches!(survives, Survives::Torn { .. }) && dice.below(3) == 0;
-            let mut reaches = |length: u64| match torn {
-                true => dice.below(length.div_ceil(SECTOR)) * SECTOR,
+            let mut reaches = |at: u64, length: u64| match torn {
+                true => {
+                    (at + dice.below(length)).next_multiple_of(self.sector).min(at + length) - at
+                }
                 false => length,
             };
             match event {
                 Event::Write { at, bytes } => {
-                    image.write(*at, &bytes[..reaches(bytes.len() as u64) as usize]);
+                    image.write(*at, &bytes[..reaches(*at, bytes.len() as u64) as usize]);
                 }
-                Event::Clear { at, length } => image.clear(*at, reaches(*length)),
+                Event::Clear { at, length } => image.clear(*at, reaches(*at, *length)),
                 Event::Flush(_) => {}
             }
         }
-        Self::holding(self.size, image)
+        Self::holding(self.size, self.sector, image)
     }
 
     /// Writes the disk's bytes to a file, for whoever wants to look at it; zeros become holes.
@@ -500,10 +501,8 @@ impl Machine {
     /// What that says.
     pub fn format(&self, disk: &Disk, kind: &str, arguments: &[&str]) -> io::Result<()> {
         let attached = self.attach(disk)?;
-        let out = Command::new(format!("mkfs.{kind}"))
-            .args(arguments)
-            .arg(attached.device())
-            .output()?;
+        let out =
+            Command::new(format!("mkfs.{kind}")).args(arguments).arg(attached.device()).output()?;
         match out.status.success() {
             true => Ok(()),
             false => Err(io::Error::other(String::from_utf8_lossy(&out.stderr).into_owned())),

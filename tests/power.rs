@@ -583,6 +583,212 @@ fn a_volume_on_xfs_is_complete_or_can_be_finished_whenever_the_power_goes() {
     lose_power_on(XFS);
 }
 
+/// Cuts the power between the steps of a run: on a file system that writes everything through, each
+/// step is on the disk before the next begins, from the first `mkdir` on.
+fn lose_power_at_each_step(kind: Kind) {
+    let lab = match Lab::open() {
+        Ok(lab) => lab,
+        Err(why) => return not_here(why),
+    };
+    let disk = match lab.formatted(kind) {
+        Ok(disk) => disk,
+        Err(why) => return not_here(why),
+    };
+    let seed = number("OSSVP_TEST_SEED", 1);
+    println!("seed {seed}");
+    let filling = Filling::few();
+    let arguments = ["--sha256", "--concurrency", "2"];
+    let mounted =
+        lab.machine.mount(&disk, kind.name, MsFlags::MS_SYNCHRONOUS, kind.options).unwrap();
+    filling.command(mounted.path(), &arguments).run().ended(0);
+    drop(mounted);
+
+    let mut dice = Dice::new(seed);
+    let mut tally = Tally::default();
+    let flushes = disk.flushes();
+    let count = number("OSSVP_TEST_CUTS", 10) as usize * 2;
+    assert!(flushes.len() > 60, "only {} flushes: nothing is written through", flushes.len());
+    for flush in flushes.iter().step_by(flushes.len().div_ceil(count)) {
+        let cut = around(*flush, &mut dice)[dice.below(2) as usize];
+        let what = format!("{} step by step, {cut:?} of {}", kind.name, disk.moment());
+        let disk = disk.cut(cut.0, cut.1);
+        let _evidence = Evidence { disk: &disk, what };
+        recover(&lab, kind, &filling, &disk.copy(), &arguments, &mut tally);
+    }
+    println!("{} of {} flushes: {tally:?}", tally.cuts, flushes.len());
+    assert!(tally.complete > 0 && tally.complete < tally.cuts, "{tally:?}");
+}
+
+#[test]
+fn power_that_goes_between_two_steps_of_a_run_on_ext4_loses_no_promise() {
+    lose_power_at_each_step(EXT4);
+}
+
+#[test]
+fn power_that_goes_between_two_steps_of_a_run_on_xfs_loses_no_promise() {
+    lose_power_at_each_step(XFS);
+}
+
+/// Puts `bytes` in the place of a file's own, and leaves its time.
+fn replace(path: &Path, bytes: &[u8]) {
+    let time = std::fs::metadata(path).unwrap().modified().unwrap();
+    std::fs::write(path, bytes).unwrap();
+    std::fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+}
+
+/// A volume that lacks only its marker, and of which one file has lost its bytes.
+fn without_marker() -> (Filling, Place) {
+    let (filling, place) = (Filling::few(), Place::new());
+    filling.command(&place.volume(), &[]).run().ended(0);
+    std::fs::remove_file(place.volume().join(".ossvp/complete.json")).unwrap();
+    (filling, place)
+}
+
+#[test]
+fn whatever_a_power_cut_leaves_of_the_manifest_the_next_run_finishes_the_volume() {
+    let zeros = |text: &[u8], from: usize| [&text[..from], &vec![0; text.len() - from]].concat();
+    let garbage = |text: &[u8], from: usize| [&text[..from], &bytes(9, text.len())].concat();
+    type Damage<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
+    let header = |text: &[u8]| text.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    let cases: [(&str, Damage<'_>); 8] = [
+        ("the manifest is empty", &|_| Vec::new()),
+        ("the manifest is zeros", &|text| zeros(text, 0)),
+        ("the manifest is garbage", &|text| garbage(text, 0)),
+        ("the manifest's header is torn", &|text| text[..header(text) / 2].to_vec()),
+        ("the manifest is a header and zeros", &|text| zeros(text, header(text))),
+        ("the manifest is a header and garbage", &|text| garbage(text, header(text))),
+        ("the manifest ends in zeros in the middle of a line", &|text| zeros(text, text.len() / 2)),
+        ("the manifest has a hole", &|text| {
+            let mut text = text.to_vec();
+            let middle = header(&text) + 200;
+            text[middle..middle + 100].fill(0);
+            text
+        }),
+    ];
+    for (case, damage) in cases {
+        println!("{case}");
+        let (filling, place) = without_marker();
+        let manifest = place.volume().join(".ossvp/manifest");
+        let text = std::fs::read(&manifest).unwrap();
+        let left = damage(&text);
+        std::fs::write(&manifest, &left).unwrap();
+        // of the files whose lines are lost, the last has lost its bytes too
+        let has_lines: BTreeSet<_> = lines(&place.volume())
+            .into_iter()
+            .filter_map(|(_, line)| line.get(7).cloned())
+            .collect();
+        let mut files = filling.expected.iter().rev();
+        let lost = files.find(|(path, body)| !body.is_empty() && !has_lines.contains(*path));
+        let (path, body) = lost.expect("some line is lost");
+        replace(&place.volume().join(path), &vec![0; body.len()]);
+
+        filling.command(&place.volume(), &[]).run().ended(0);
+        filling.is_in(&place.volume());
+        ossvp().arg("verify").arg(place.volume()).run().ended(0);
+        let what = "read up to there; files behind it are fetched, or kept if the source's checksum says so";
+        shown(Part::Power, case, what, "0 on the next run");
+    }
+}
+
+#[test]
+fn whatever_a_power_cut_leaves_beside_the_manifest_the_next_run_finishes_the_volume() {
+    type Damage<'a> = &'a dyn Fn(&Path);
+    let write = |path: PathBuf, bytes: &[u8]| std::fs::write(path, bytes).unwrap();
+    let marker = |own: &Path| own.join("complete.json");
+    let cases: [(&str, &str, Damage<'_>); 9] = [
+        ("the marker is empty", "taken as no marker", &|own| write(marker(own), b"")),
+        ("the marker is zeros", "taken as no marker", &|own| write(marker(own), &[0; 900])),
+        ("the marker is garbage", "taken as no marker", &|own| write(marker(own), &bytes(8, 900))),
+        ("the marker is torn", "taken as no marker", &|own| {
+            write(marker(own), b"{\n  \"version\": 1,\n  \"source\": {\n    \"dia");
+        }),
+        ("drafts of marker and manifest are left", "written anew", &|own| {
+            write(own.join("complete.json.new"), &[0; 900]);
+            write(own.join("manifest.new"), &bytes(7, 5000));
+            write(own.join("SHA256SUMS.new"), &[0; 10]);
+        }),
+        ("a lock file has content", "the lock is not in the file", &|own| {
+            write(own.join("lock"), b"\0\0garbage");
+        }),
+        ("staged files are left", "removed", &|own| {
+            write(own.join("staged/w0"), &[0; 4096]);
+            write(own.join("staged/w17"), b"");
+            write(own.join("spill"), &[0; 4096]);
+        }),
+        ("our directory is there, and empty", "filled from the start", &|own| {
+            std::fs::remove_dir_all(own).unwrap();
+            std::fs::create_dir(own).unwrap();
+        }),
+        ("our directory is gone", "filled from the start", &|own| {
+            std::fs::remove_dir_all(own).unwrap();
+        }),
+    ];
+    for (case, what, damage) in cases {
+        println!("{case}");
+        let (filling, place) = without_marker();
+        damage(&place.volume().join(".ossvp"));
+        filling.command(&place.volume(), &[]).run().ended(0);
+        filling.is_in(&place.volume());
+        ossvp().arg("verify").arg(place.volume()).run().ended(0);
+        let staged = std::fs::read_dir(place.volume().join(".ossvp/staged")).unwrap();
+        assert_eq!(staged.count(), 0);
+        shown(Part::Power, case, what, "0 on the next run");
+    }
+}
+
+#[test]
+fn parts_that_are_noted_and_whose_bytes_a_power_cut_took_are_fetched_again() {
+    type Damage<'a> = &'a dyn Fn(&Path, &Path);
+    let size = |path: &Path| std::fs::metadata(path).unwrap().len();
+    let zeros = |path: &Path, from: u64| {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.write_all_at(&vec![0; (size(path) - from) as usize], from).unwrap();
+    };
+    let cases: [(&str, u64, Damage<'_>); 6] = [
+        ("all bytes of a large staged file are zeros", 0, &|staged, _| zeros(staged, 0)),
+        ("the end of a large staged file is zeros", 2, &|staged, _| zeros(staged, 2 * 65_536)),
+        ("a large staged file is empty", 0, &|staged, _| std::fs::write(staged, b"").unwrap()),
+        ("a large staged file is gone", 0, &|staged, _| std::fs::remove_file(staged).unwrap()),
+        ("the notes of parts are zeros", 0, &|_, notes| zeros(notes, 0)),
+        ("the notes of parts end in zeros", 3, &|_, notes| {
+            let text = std::fs::read_to_string(notes).unwrap();
+            let ends: Vec<_> = text.match_indices('\n').map(|(at, _)| at as u64 + 1).collect();
+            // a header and three parts, and half of the fourth
+            zeros(notes, ends[3] + 5);
+        }),
+    ];
+    for (case, kept, damage) in cases {
+        println!("{case}");
+        let (filling, place) = (Filling::few(), Place::new());
+        let fault = Fault::get("data/c/large").range_start(4 * 65_536);
+        filling.server.fault(fault.stall_forever_after(100));
+        let mut command =
+            filling.command(&place.volume(), &["--direct", "off", "--concurrency", "1"]);
+        let mut child: Child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let staged = || {
+            let entries = std::fs::read_dir(place.volume().join(".ossvp/staged"));
+            let paths = entries.into_iter().flatten().map(|entry| entry.unwrap().path());
+            paths.into_iter().find(|path| path.extension().is_some_and(|name| name == "parts"))
+        };
+        wait_until("four parts", || {
+            let notes = staged().and_then(|notes| std::fs::read_to_string(notes).ok());
+            notes.is_some_and(|notes| notes.lines().count() == 5)
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        filling.server.clear_faults();
+        let notes = staged().unwrap();
+        damage(&notes.with_extension(""), &notes);
+
+        let ran = filling.command(&place.volume(), &[]).run().ended(0);
+        assert_eq!(ran.report().figures.parts_kept, kept, "{case}");
+        filling.is_in(&place.volume());
+        ossvp().arg("verify").arg(place.volume()).run().ended(0);
+        let what = "each noted part is read again, and fetched if it is not what was noted";
+        shown(Part::Power, case, what, "0 on the next run");
+    }
+}
+
 #[test]
 fn the_disk_of_these_tests_loses_what_was_not_flushed() {
     let lab = match Lab::open() {

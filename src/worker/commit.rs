@@ -342,13 +342,21 @@ impl Ledger {
         if nothing_since {
             state.quiet = state.end;
         }
-        Ok(())
+        let file = state.file.try_clone();
+        drop(state);
+        // else the line itself would come to the device with the next checkpoint only
+        let synced = file.map_err(|error| errno(&error)).and_then(rustix::fs::fdatasync);
+        self.trusting(synced.map_err(|errno| self.volume.writing(MANIFEST, 0, errno)))
     }
 
-    /// Syncs the file system. If that fails, what was committed since the last sync is noted as not
-    /// to be trusted: the page cache still shows bytes that the device has lost.
+    /// Syncs the file system.
     pub(crate) fn sync(&self) -> Result<(), Failure> {
-        let synced = self.volume.sync();
+        self.trusting(self.volume.sync())
+    }
+
+    /// Takes what a sync answered. If it failed, what was committed since the last one is noted as
+    /// not to be trusted: the page cache still shows bytes that the device has lost.
+    fn trusting(&self, synced: Result<(), VolumeError>) -> Result<(), Failure> {
         if synced.is_err() {
             let mut state = self.state();
             let from = state.synced;

@@ -301,8 +301,15 @@ impl Tally {
     }
 }
 
-/// Mounts what a cut left, holds it against the promise, fills it again and holds it again. Says
-/// whether it was complete.
+/// What came of a recovery.
+struct Recovered {
+    /// Whether the volume was complete before it.
+    complete: bool,
+    /// The disk's moment when the run ended: nothing was unmounted yet.
+    ended: usize,
+}
+
+/// Mounts what a cut left, holds it against the promise, fills it again and holds it again.
 fn recover(
     lab: &Lab,
     kind: Kind,
@@ -310,7 +317,7 @@ fn recover(
     disk: &Disk,
     arguments: &[&str],
     tally: &mut Tally,
-) -> bool {
+) -> Recovered {
     lab.machine.reboot().unwrap();
     let mounted = lab.mount(disk, kind);
     let volume = mounted.path();
@@ -325,6 +332,7 @@ fn recover(
     let vouched = vouched_for(volume);
     let mut command = filling.command(volume, &["--log-format", "json", "-v"]);
     let ran = command.args(arguments).run().ended(0);
+    let ended = disk.moment();
     filling.is_in(volume);
     filling.sums_are_in(volume, sums);
     ossvp().arg("verify").arg(volume).run().ended(0);
@@ -345,7 +353,7 @@ fn recover(
         tally.read_again += figures.objects_kept.saturating_sub(vouched.len() as u64);
         tally.parts_kept += figures.parts_kept;
     }
-    complete
+    Recovered { complete, ended }
 }
 
 /// What may survive a cut.
@@ -406,6 +414,8 @@ struct Recording {
     missing: u64,
     /// How many bytes the source had sent by which moments.
     sent: Mutex<Vec<(usize, u64)>>,
+    /// When the line of the first checkpoint was seen.
+    checkpoint: Mutex<Option<usize>>,
 }
 
 impl Recording {
@@ -432,6 +442,11 @@ impl Recording {
         let status = loop {
             let now = (self.disk.moment(), self.filling.server.stats().bytes);
             self.sent.lock().unwrap().push(now);
+            let mut checkpoint = self.checkpoint.lock().unwrap();
+            if checkpoint.is_none() && lines(volume).iter().any(|(_, line)| line[0] == "s") {
+                *checkpoint = Some(self.disk.moment());
+            }
+            drop(checkpoint);
             if let Some(status) = child.try_wait().unwrap() {
                 break status;
             }
@@ -439,6 +454,17 @@ impl Recording {
         };
         assert_eq!(status.code(), Some(0));
         self.filling.is_in(volume);
+    }
+
+    /// The first flush behind which the checkpoint counts.
+    fn checkpointed(&self, lab: &Lab) -> usize {
+        let seen = self.checkpoint.lock().unwrap().expect("a run of over 30 s has a checkpoint");
+        let counts = |flush: &usize| {
+            let cut = self.disk.cut(*flush, Survives::None);
+            !vouched_for(lab.mount(&cut, self.kind).path()).is_empty()
+        };
+        let mut soon = self.disk.flushes().into_iter().filter(|flush| *flush > seen).take(6);
+        soon.find(counts).expect("the line of a checkpoint comes to the device at once")
     }
 
     /// What was sent before the power went at `moment`, and is `fetched` again since.
@@ -511,8 +537,8 @@ fn lose_power_often(kind: Kind, direct: &'static str, begin: Begin, seed: u64) -
         Begin::Damaged => damaged(&lab, kind, &filling, direct),
         Begin::Empty | Begin::Killed => (lab.formatted(kind).unwrap(), filling.bytes()),
     };
-    let sent = Mutex::default();
-    let recording = Recording { kind, direct, begin, filling, disk, missing, sent };
+    let (sent, checkpoint) = (Mutex::default(), Mutex::default());
+    let recording = Recording { kind, direct, begin, filling, disk, missing, sent, checkpoint };
     let mut tally = Tally::default();
     std::thread::scope(|scope| {
         let recorder = scope.spawn(|| recording.record());
@@ -523,13 +549,15 @@ fn lose_power_often(kind: Kind, direct: &'static str, begin: Begin, seed: u64) -
             lose_power_twice(&lab, &recording, &filling, cut, &mut dice, &mut tally);
         }
         recorder.join().unwrap();
+        let cut = (recording.checkpointed(&lab), Survives::None);
+        lose_power_twice(&lab, &recording, &filling, cut, &mut dice, &mut tally);
         for _ in 0..number("OSSVP_TEST_CUTS", CUTS) {
             let cut = any_cut(&recording.disk, &mut dice);
             lose_power_twice(&lab, &recording, &filling, cut, &mut dice, &mut tally);
         }
     });
     println!("{}, direct {direct}, {begin:?}: {tally:?}", kind.name);
-    assert!(tally.vouched > 0, "no cut came behind a checkpoint");
+    assert!(tally.vouched > 0, "no cut came between a checkpoint and the marker");
     tally
 }
 
@@ -561,11 +589,11 @@ fn lose_power_twice(
     let cut = disk.cut(moment, survives);
     let disk = cut.copy();
     let _evidence = Evidence { disk: &cut, what };
-    recover(lab, *kind, filling, &disk, &arguments, tally);
+    let ended = recover(lab, *kind, filling, &disk, &arguments, tally).ended;
 
-    let ended = disk.cut(disk.moment(), Survives::None);
-    let complete = recover(lab, *kind, filling, &ended, &arguments, tally);
-    assert!(complete, "a run that ended with 0 left no marker on the device");
+    let ended = disk.cut(ended, Survives::None);
+    let last = recover(lab, *kind, filling, &ended, &arguments, tally);
+    assert!(last.complete, "a run that ended with 0 left no marker on the device");
 }
 
 fn lose_power_on(kind: Kind) {

@@ -301,6 +301,21 @@ impl Tally {
     }
 }
 
+/// Whose power was cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Off {
+    /// The machine's: it has another boot id.
+    Machine,
+    /// The disk's alone: it was torn off, and comes back to the same machine.
+    Disk,
+}
+
+impl Off {
+    fn any(dice: &mut Dice) -> Self {
+        if dice.below(3) == 0 { Self::Disk } else { Self::Machine }
+    }
+}
+
 /// What came of a recovery.
 struct Recovered {
     /// Whether the volume was complete before it.
@@ -316,9 +331,12 @@ fn recover(
     filling: &Filling,
     disk: &Disk,
     arguments: &[&str],
+    off: Off,
     tally: &mut Tally,
 ) -> Recovered {
-    lab.machine.reboot().unwrap();
+    if off == Off::Machine {
+        lab.machine.reboot().unwrap();
+    }
     let mounted = lab.mount(disk, kind);
     let volume = mounted.path();
     let complete = std::fs::read(volume.join(".ossvp/complete.json")).is_ok_and(|marker| {
@@ -573,26 +591,28 @@ fn lose_power_twice(
     let Recording { kind, direct, begin, disk, .. } = recording;
     let arguments = ["--direct", direct];
     let (name, end) = (kind.name, disk.moment());
-    let what = format!("{name}, direct {direct}, {begin:?}, {moment} of {end}, {survives:?}");
+    let off = Off::any(dice);
+    let what = format!("{name}, {direct}, {begin:?}, {off:?}, {moment} of {end}, {survives:?}");
     let cut = disk.cut(moment, survives);
     let (disk, before) = (cut.copy(), tally.fetched_bytes);
     {
         let _evidence = Evidence { disk: &cut, what: what.clone() };
-        recover(lab, *kind, filling, &disk, &arguments, tally);
+        recover(lab, *kind, filling, &disk, &arguments, off, tally);
     }
     if *begin != Begin::Damaged {
         tally.again_bytes += recording.sent_again(moment, tally.fetched_bytes - before);
     }
 
     let (moment, survives) = any_cut(&disk, dice);
-    let what = format!("{what}, then {moment} of {}, {survives:?}", disk.moment());
+    let off = Off::any(dice);
+    let what = format!("{what}, then {off:?}, {moment} of {}, {survives:?}", disk.moment());
     let cut = disk.cut(moment, survives);
     let disk = cut.copy();
     let _evidence = Evidence { disk: &cut, what };
-    let ended = recover(lab, *kind, filling, &disk, &arguments, tally).ended;
+    let ended = recover(lab, *kind, filling, &disk, &arguments, off, tally).ended;
 
     let ended = disk.cut(ended, Survives::None);
-    let last = recover(lab, *kind, filling, &ended, &arguments, tally);
+    let last = recover(lab, *kind, filling, &ended, &arguments, Off::Machine, tally);
     assert!(last.complete, "a run that ended with 0 left no marker on the device");
 }
 
@@ -696,7 +716,7 @@ fn lose_power_at_each_step(kind: Kind) {
         let what = format!("{} step by step, {cut:?} of {}", kind.name, disk.moment());
         let disk = disk.cut(cut.0, cut.1);
         let _evidence = Evidence { disk: &disk, what };
-        recover(&lab, kind, &filling, &disk.copy(), &arguments, &mut tally);
+        recover(&lab, kind, &filling, &disk.copy(), &arguments, Off::Machine, &mut tally);
     }
     println!("{} of {} flushes: {tally:?}", tally.cuts, flushes.len());
     assert!(tally.complete > 0 && tally.complete < tally.cuts, "{tally:?}");
@@ -964,6 +984,38 @@ fn parts_that_are_noted_and_whose_bytes_a_power_cut_took_are_fetched_again() {
         let what = "each noted part is read again, and fetched if it is not what was noted";
         shown(Part::Power, case, what, "0 on the next run");
     }
+}
+
+/// The disk is torn off and comes back, and the machine goes on: nothing but the disk's state tells.
+fn tear_off_the_disk(kind: Kind) {
+    let lab = match Lab::open() {
+        Ok(lab) => lab,
+        Err(why) => return not_here(why),
+    };
+    if let Err(why) = lab.formatted(kind) {
+        return not_here(why);
+    }
+    let filling = Filling::mixed();
+    let (disk, _) = damaged(&lab, kind, &filling, "off");
+    let _evidence = Evidence { disk: &disk, what: format!("{} torn off", kind.name) };
+    let mut tally = Tally::default();
+    recover(&lab, kind, &filling, &disk.copy(), &["--direct", "off"], Off::Disk, &mut tally);
+    shown(
+        Part::Power,
+        &format!("{}: the disk loses power and comes back, the machine stays on", kind.name),
+        "files that no checkpoint covered are read again, also in the same boot",
+        "0 on the next run",
+    );
+}
+
+#[test]
+fn a_disk_on_ext4_that_is_torn_off_and_comes_back_to_the_same_boot_loses_no_promise() {
+    tear_off_the_disk(EXT4);
+}
+
+#[test]
+fn a_disk_on_xfs_that_is_torn_off_and_comes_back_to_the_same_boot_loses_no_promise() {
+    tear_off_the_disk(XFS);
 }
 
 #[test]

@@ -254,7 +254,7 @@ fn discard(volume: &Volume, history: &mut History, shards: ShardOf) -> Result<()
 
 /// Refuses a volume that another number of workers has begun: their files are in manifests that
 /// this worker does not keep. A whole run, which has the volume alone, discards them with `--force`.
-fn same_division(options: &Options, volume: &Volume, boot: &str) -> Result<(), Failure> {
+fn same_division(options: &Options, volume: &Volume) -> Result<(), Failure> {
     let base = volume.base();
     let others: Vec<ShardOf> = base
         .shards()?
@@ -264,7 +264,7 @@ fn same_division(options: &Options, volume: &Volume, boot: &str) -> Result<(), F
         .collect();
     for shard in others {
         let Some(own) = base.shard(shard)? else { continue };
-        let Some(past) = inspect::past(&own, boot, volume.own().spill())? else { continue };
+        let Some(past) = inspect::past(&own, volume.own().spill())? else { continue };
         if !(options.force && options.shard == ShardOf::WHOLE) {
             let workers = |count| match count {
                 1 => "one worker".to_owned(),
@@ -286,8 +286,8 @@ fn same_division(options: &Options, volume: &Volume, boot: &str) -> Result<(), F
 
 /// What earlier runs of the same source left. Another source's files are removed with `--force`,
 /// else they are an error.
-fn remaining(options: &Options, volume: &Arc<Volume>, boot: &str) -> Result<History, Failure> {
-    let past = match inspect::past(volume.own(), boot, volume.own().spill()) {
+fn remaining(options: &Options, volume: &Arc<Volume>) -> Result<History, Failure> {
+    let past = match inspect::past(volume.own(), volume.own().spill()) {
         Ok(Some(past)) => past,
         Ok(None) => return Ok(History::none()),
         Err(Failure::Version { .. }) if options.force => return Ok(History::none()),
@@ -330,16 +330,15 @@ async fn fill(
 ) -> Result<Marker, Failure> {
     let started = Utc::now();
     let counters = watch.begin();
-    let boot = inspect::boot_id();
     let (history, capacity, ledger) = blocking({
         let (options, volume) = (Arc::clone(options), Arc::clone(volume));
         let counters = Arc::clone(&counters);
         move || {
-            same_division(&options, &volume, &boot)?;
-            let history = remaining(&options, &volume, &boot)?;
+            same_division(&options, &volume)?;
+            let history = remaining(&options, &volume)?;
             let reserved = volume.clean_staged(resumable)?;
             let capacity = Capacity::of(&volume, &history, reserved)?;
-            let ledger = Ledger::open(&volume, &counters, &options.identity, &history, &boot)?;
+            let ledger = Ledger::open(&volume, &counters, &options.identity, &history)?;
             if ledger.folds_names() && options.shard != ShardOf::WHOLE {
                 return Err(Failure::FoldsNames);
             }
@@ -484,9 +483,9 @@ async fn complete(
     let (options, watch, counters) = (Arc::clone(options), Arc::clone(watch), Arc::clone(counters));
     blocking(move || {
         volume.clean_staged(|_| false)?;
-        let manifest_sha256 = ledger.settle(options.sha256)?;
+        let settled = ledger.settle(options.sha256)?;
         let syncing = Instant::now();
-        ledger.sync()?;
+        let manifest_sha256 = ledger.conclude(settled)?;
         watch.synced(syncing.elapsed());
         let totals = ledger.totals();
         let finished = Utc::now();
@@ -571,7 +570,7 @@ async fn dry_run(
 fn what_is_there(options: &Options) -> Result<(History, Option<Capacity>), Failure> {
     let Some(path) = &options.volume else { return Ok((History::none(), None)) };
     if let Some(volume) = Volume::look(path)? {
-        let past = inspect::past(volume.base(), &inspect::boot_id(), sort::temporary())?;
+        let past = inspect::past(volume.base(), sort::temporary())?;
         let history = match past {
             Some(Past { identity, history }) if identity == options.identity => history,
             Some(Past { identity, .. }) if !options.force => {

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::at::{VolumeError, errno};
 use super::failure::Failure;
-use super::inspect::{Held, History, Lines, MANIFEST, MARKER};
+use super::inspect::{self, Held, History, Lines, MANIFEST, MARKER};
 use super::list::{Entry, Target};
 use super::manifest::{FileRecord, Line, VERSION, hex};
 use super::progress::Counters;
@@ -79,6 +79,15 @@ struct State {
     tally: Tally,
 }
 
+/// A manifest that only lacks its last line.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    /// The SHA-256 of its lines.
+    digest: Sha256,
+    /// Where they end.
+    end: u64,
+}
+
 /// What was committed in all.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Totals {
@@ -95,7 +104,6 @@ impl Ledger {
         counters: &Arc<Counters>,
         identity: &SourceIdentity,
         history: &History,
-        boot: &str,
     ) -> Result<Self, Failure> {
         let file = volume.own().open(MANIFEST, OFlags::CREATE | OFlags::RDWR)?;
         file.set_len(history.end).map_err(|error| volume.writing(MANIFEST, 0, errno(&error)))?;
@@ -127,7 +135,7 @@ impl Ledger {
             ledger.append(&mut state, &Line::Untrusted { from })?;
         }
         let at = chrono::Utc::now().to_rfc3339();
-        ledger.append(&mut state, &Line::Begin { boot: boot.to_owned(), at })?;
+        ledger.append(&mut state, &Line::Begin { boot: inspect::boot_id(), at })?;
         drop(state);
         Ok(ledger)
     }
@@ -333,8 +341,13 @@ impl Ledger {
             }
             state.end
         };
-        // lines that are appended meanwhile are not vouched for
-        self.sync()?;
+        self.sync_before(end)
+    }
+
+    /// Syncs the file system, and notes that all lines before `end` are on the device; lines that are
+    /// appended meanwhile are not vouched for.
+    fn sync_before(&self, end: u64) -> Result<(), Failure> {
+        self.trusting(self.volume.sync())?;
         let mut state = self.state();
         let nothing_since = state.end == end;
         self.append(&mut state, &Line::Synced { before: end })?;
@@ -342,13 +355,25 @@ impl Ledger {
         if nothing_since {
             state.quiet = state.end;
         }
-        Ok(())
+        let file = state.file.try_clone();
+        drop(state);
+        // else the line itself would come to the device with the next sync only
+        let synced = file.map_err(|error| errno(&error)).and_then(rustix::fs::fdatasync);
+        self.trusting(synced.map_err(|errno| self.volume.writing(MANIFEST, 0, errno)))
     }
 
-    /// Syncs the file system. If that fails, what was committed since the last sync is noted as not
-    /// to be trusted: the page cache still shows bytes that the device has lost.
-    pub(crate) fn sync(&self) -> Result<(), Failure> {
-        let synced = self.volume.sync();
+    /// Syncs everything, and says so in the settled manifest's last line: where the marker is taken
+    /// away, the files can still be trusted. The manifest's SHA-256.
+    pub(crate) fn conclude(&self, settled: Settled) -> Result<String, Failure> {
+        let Settled { mut digest, end } = settled;
+        self.sync_before(end)?;
+        digest.update(Line::Synced { before: end }.encode());
+        Ok(hex(&digest.finalize()))
+    }
+
+    /// Takes what a sync answered. If it failed, what was committed since the last one is noted as
+    /// not to be trusted: the page cache still shows bytes that the device has lost.
+    fn trusting(&self, synced: Result<(), VolumeError>) -> Result<(), Failure> {
         if synced.is_err() {
             let mut state = self.state();
             let from = state.synced;
@@ -379,8 +404,8 @@ impl Ledger {
         }
     }
 
-    /// Settles the manifest: one line a file, and its SHA-256; with `sha256`, also `SHA256SUMS`.
-    pub(crate) fn settle(&self, sha256: bool) -> Result<String, Failure> {
+    /// Settles the manifest: one line a file; with `sha256`, also `SHA256SUMS`.
+    pub(crate) fn settle(&self, sha256: bool) -> Result<Settled, Failure> {
         let mut state = self.state();
         if state.superseded {
             let file = self.compacted(&state.file, state.end)?;
@@ -425,7 +450,7 @@ impl Ledger {
             }
             None => self.volume.own().remove(SUMS)?,
         }
-        Ok(hex(&digest.finalize()))
+        Ok(Settled { digest, end: state.end })
     }
 
     /// Writes the manifest anew, in key order, the last line of each key only.

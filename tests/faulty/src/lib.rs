@@ -6,3 +6,4 @@
 //! print instead of failing.
 
 pub mod calls;
+pub mod disk;

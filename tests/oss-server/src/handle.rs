@@ -167,6 +167,13 @@ impl OssServer {
         }
     }
 
+    /// Lets a key pair be unknown from now on.
+    pub fn revoke(&self, id: &str) {
+        let mut keys =
+            self.server.store.credentials.write().expect("no panic while the lock is held");
+        keys.remove(id);
+    }
+
     /// How many sets of credentials STS and the metadata service have issued.
     pub fn issued(&self) -> u64 {
         self.server.sts.issued()

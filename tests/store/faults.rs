@@ -302,6 +302,6 @@ async fn clocks_that_cannot_be_corrected_are_an_error() {
     server.fault(Fault::any().status(403, "RequestTimeTooSkewed"));
     let error = get(&Setup::oss(&server).open(), "a").await.unwrap_err();
     assert!(matches!(error, StoreError::ClockSkew { .. }), "{error:?}");
-    assert_eq!(server.stats().requests, 2);
+    assert_eq!(server.stats().requests, 3);
     assert!(chain(&error).contains("clock"), "{error}");
 }

@@ -70,7 +70,10 @@ impl Answer {
             ec: header("x-oss-ec"),
             request_id: header("x-oss-request-id").or_else(|| header("x-amz-request-id")),
             region: header("x-amz-bucket-region"),
-            endpoint: header("location").and_then(|location| host_of(&location)),
+            // elsewhere it is no word about the bucket
+            endpoint: header("location")
+                .filter(|_| status.is_redirection())
+                .and_then(|location| host_of(&location)),
             ..Self::default()
         };
         if body.is_empty() {

@@ -20,6 +20,9 @@ use super::stated::Stated;
 /// run, 1 Mbit/s, gives each of 512 connections twice as much.
 const LEAST_RATE: u64 = 128;
 
+/// How many answers of another version there must be in a row.
+const DOUBTS: u32 = 3;
+
 /// The rest of a body.
 ///
 /// - what is handed out is consecutive: each piece begins at `at`, and the last one ends at `end`
@@ -160,7 +163,19 @@ impl Body {
         u64::try_from(ms).unwrap_or(u64::MAX).saturating_mul(LEAST_RATE) / 1000
     }
 
+    /// The body from where it broke off. An answer of another version, while the source says that
+    /// nothing has changed, may be one broken answer: it is asked for again before it counts.
     async fn reopen(&mut self) -> Result<Incoming, StoreError> {
+        for _ in 1..DOUBTS {
+            match self.reopen_once().await {
+                Err(StoreError::ChangedMeanwhile { .. }) => {}
+                opened => return opened,
+            }
+        }
+        self.reopen_once().await
+    }
+
+    async fn reopen_once(&mut self) -> Result<Incoming, StoreError> {
         self.waited = Duration::ZERO;
         let rest = GetRange::Bounded(self.at..self.end);
         let mut ask = self.ask.clone();

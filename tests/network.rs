@@ -349,6 +349,8 @@ fn refusals() -> Vec<Case> {
         case("403 SecurityTokenExpired", status(403, "SecurityTokenExpired", &[]), ALL_3)
             .at_once()
             .says("access key"),
+        case("403 whose text is cut off", status(403, "SecurityTokenExpired", &[]), ALL_3)
+            .and(Action::ShortBody(20)),
         case("403 InvalidObjectState", status(403, "InvalidObjectState", &[]), [NONE, 3, 3])
             .at_once()
             .says("archived"),

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::at::{Room, VolumeError, errno};
 use super::failure::Failure;
-use super::manifest::{FileRecord, Line, MAX_LINE, VERSION};
+use super::manifest::{FileRecord, Line, MAX_LINE, VERSION, version_of};
 use super::own::Own;
 use super::progress::Counters;
 use super::sort::{Sorted, Sorter, SpillFile};
@@ -71,17 +71,15 @@ pub(crate) fn marker(own: &Own) -> Result<Option<Marker>, Failure> {
     {
         return Ok(Some(marker));
     }
-    match serde_json::from_str::<serde_json::Value>(&text) {
-        Ok(value) => {
-            let found = value.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
-            Err(Failure::Version {
-                file: ".ossvp/complete.json",
-                found: u32::try_from(found).unwrap_or(u32::MAX),
-                known: MARKER_VERSION,
-            })
-        }
+    let value = serde_json::from_str::<serde_json::Value>(&text).unwrap_or_default();
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(found) if found != u64::from(MARKER_VERSION) => Err(Failure::Version {
+            file: ".ossvp/complete.json",
+            found: u32::try_from(found).unwrap_or(u32::MAX),
+            known: MARKER_VERSION,
+        }),
         // renamed into place whole and synced: if it cannot be read, it never was ours to trust
-        Err(_) => {
+        _ => {
             tracing::warn!("the marker cannot be read: the volume is taken as not complete");
             Ok(None)
         }
@@ -90,6 +88,11 @@ pub(crate) fn marker(own: &Own) -> Result<Option<Marker>, Failure> {
 
 fn reading(file: &str, error: &io::Error) -> VolumeError {
     VolumeError::Call { action: "read", path: format!(".ossvp/{file}"), source: errno(error) }
+}
+
+/// What sorting the manifest met: on the volume it needs room of its own.
+fn sorting(error: &io::Error) -> VolumeError {
+    VolumeError::Call { action: "sort", path: ".ossvp/manifest".to_owned(), source: errno(error) }
 }
 
 /// The lines of a manifest with their offsets, up to the first that does not check.
@@ -223,8 +226,15 @@ pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Pas
                 known: VERSION,
             });
         }
-        // a header that was torn off: nothing was committed behind it
-        _ => return Ok(None),
+        _ => {
+            return match version_of(lines.raw()) {
+                Some(found) if found != VERSION => {
+                    Err(Failure::Version { file: ".ossvp/manifest", found, known: VERSION })
+                }
+                // a header that was torn off: nothing was committed behind it
+                _ => Ok(None),
+            };
+        }
     };
     let mut sorter = Sorter::new(spill);
     let mut history = History::none();
@@ -234,7 +244,8 @@ pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Pas
     while let Some((offset, line)) = lines.next()? {
         let relative = match &line {
             Line::File(record) => {
-                history.bytes += record.size;
+                // a line says what it likes
+                history.bytes = history.bytes.saturating_add(record.size);
                 history.files += 1;
                 &record.relative
             }
@@ -257,7 +268,7 @@ pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Pas
         value.extend_from_slice(&offset.to_le_bytes());
         let raw = lines.raw();
         value.extend_from_slice(&raw[..raw.len() - 1]);
-        sorter.push(relative.as_bytes(), &value).map_err(|error| reading(MANIFEST, &error))?;
+        sorter.push(relative.as_bytes(), &value).map_err(|error| sorting(&error))?;
     }
     history.end = lines.end();
     // runs of other boots: what they wrote after the last sync may be lost
@@ -268,8 +279,8 @@ pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Pas
         // this boot's first run notes it, so that its own syncs do not vouch for those files
         history.note_untrusted = this_boot.is_none().then_some(synced);
     }
-    let mut sorted = sorter.finish().map_err(|error| reading(MANIFEST, &error))?;
-    history.next = sorted.next().map_err(|error| reading(MANIFEST, &error))?;
+    let mut sorted = sorter.finish().map_err(|error| sorting(&error))?;
+    history.next = sorted.next().map_err(|error| sorting(&error))?;
     history.sorted = Some(sorted);
     Ok(Some(Past { identity, history }))
 }

@@ -199,8 +199,8 @@ fn standing(options: &Options, own: &Own) -> Result<Option<Marker>, Failure> {
     if !same && !options.force {
         return Err(Failure::Foreign {
             partial: false,
-            held: marker.source.to_string(),
-            asked: options.identity.to_string(),
+            held: marker.source.told_from(&options.identity),
+            asked: options.identity.told_from(&marker.source),
         });
     }
     let verified = demands(options).met_by(&marker.verified);
@@ -268,8 +268,8 @@ fn remaining(options: &Options, volume: &Arc<Volume>, boot: &str) -> Result<Hist
     if !options.force && !holds_nothing {
         return Err(Failure::Foreign {
             partial: true,
-            held: identity.to_string(),
-            asked: options.identity.to_string(),
+            held: identity.told_from(&options.identity),
+            asked: options.identity.told_from(&identity),
         });
     }
     discard(volume, &mut history)?;
@@ -543,8 +543,8 @@ fn what_is_there(options: &Options) -> Result<(History, Option<Capacity>), Failu
             Some(Past { identity, .. }) if !options.force => {
                 return Err(Failure::Foreign {
                     partial: inspect::marker(volume.base())?.is_none(),
-                    held: identity.to_string(),
-                    asked: options.identity.to_string(),
+                    held: identity.told_from(&options.identity),
+                    asked: options.identity.told_from(&identity),
                 });
             }
             _ => History::none(),

@@ -178,9 +178,9 @@ fn demands(options: &Options) -> Demands {
     Demands { verify: options.verify, sha256: options.sha256 }
 }
 
-fn needs(options: &Options, capacity: Option<Capacity>) -> Needs {
+fn needs(options: &Options, capacity: Option<Capacity>, folds_names: bool) -> Needs {
     let not_empty = (!options.allow_empty).then(|| options.source.to_string());
-    Needs { demands: demands(options), capacity, not_empty }
+    Needs { demands: demands(options), capacity, not_empty, folds_names }
 }
 
 /// The marker that stands, if it says everything that is asked for. One that says less is removed:
@@ -246,6 +246,7 @@ fn same_division(options: &Options, volume: &Volume, boot: &str) -> Result<(), F
         discard(volume, &mut history)?;
         own.remove(inspect::MARKER)?;
         own.remove(inspect::MANIFEST)?;
+        Volume::discard_all_staged(&own)?;
     }
     Ok(())
 }
@@ -297,19 +298,22 @@ async fn fill(
     let started = Utc::now();
     let counters = watch.begin();
     let boot = inspect::boot_id();
-    let (history, capacity, ledger) = blocking({
+    let (history, capacity, ledger, folds_names) = blocking({
         let (options, volume) = (Arc::clone(options), Arc::clone(volume));
         let counters = Arc::clone(&counters);
         move || {
+            // before there is a manifest: the one worker that this asks for shall find none
+            let folds_names = volume.folds_names()?;
+            if folds_names && options.shard != ShardOf::WHOLE {
+                return Err(Failure::FoldsNames);
+            }
             same_division(&options, &volume, &boot)?;
             let history = remaining(&options, &volume, &boot)?;
             let reserved = volume.clean_staged(resumable)?;
             let capacity = Capacity::of(&volume, &history, reserved)?;
-            let ledger = Ledger::open(&volume, &counters, &options.identity, &history, &boot)?;
-            if ledger.folds_names() && options.shard != ShardOf::WHOLE {
-                return Err(Failure::FoldsNames);
-            }
-            Ok((history, capacity, Arc::new(ledger)))
+            let identity = &options.identity;
+            let ledger = Ledger::open(&volume, &counters, identity, &history, &boot, folds_names)?;
+            Ok((history, capacity, Arc::new(ledger), folds_names))
         }
     })
     .await?;
@@ -326,7 +330,7 @@ async fn fill(
         listing,
         history,
         sums,
-        needs(options, Some(capacity)),
+        needs(options, Some(capacity), folds_names),
         Some(Arc::clone(volume)),
         Arc::clone(&counters),
     );
@@ -504,7 +508,7 @@ async fn dry_run(
         history,
         sums,
         // the plan says whether it fits; it does not stop there
-        needs(options, None),
+        needs(options, None, false),
         None,
         Arc::clone(&counters),
     );

@@ -269,11 +269,18 @@ pub struct Options {
     threads: usize,
     remember: Duration,
     writeback: bool,
+    plain_renames: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { folding: Folding::None, threads: 8, remember: Duration::ZERO, writeback: false }
+        Self {
+            folding: Folding::None,
+            threads: 8,
+            remember: Duration::ZERO,
+            writeback: false,
+            plain_renames: false,
+        }
     }
 }
 
@@ -303,6 +310,13 @@ impl Options {
     #[must_use]
     pub fn writeback(mut self) -> Self {
         self.writeback = true;
+        self
+    }
+
+    /// A rename knows no flags, as on NFS.
+    #[must_use]
+    pub fn plain_renames(mut self) -> Self {
+        self.plain_renames = true;
         self
     }
 
@@ -917,6 +931,9 @@ impl Filesystem for Passed {
     ) {
         let paths = || vec![self.path_at(parent, name), self.path_at(new_parent, new_name)];
         let renamed = self.meet(Kind::Rename, paths).and_then(|_| {
+            if self.options.plain_renames && !flags.is_empty() {
+                return Err(Errno::INVAL);
+            }
             let (from, to) = (self.node(parent)?, self.node(new_parent)?);
             let (name, new_name) = (self.spelled(&from, name), self.spelled(&to, new_name));
             let flags = RenameFlags::from_bits_retain(flags.bits());

@@ -304,6 +304,12 @@ pub(crate) fn room(at: impl AsFd) -> Result<Room, VolumeError> {
     })
 }
 
+/// Forgets what the page cache has of a file, so that the next read is the device's answer.
+pub(crate) fn drop_cached(file: impl AsFd) {
+    // best effort: a file system without a cache has nothing to drop
+    let _ = fs::fadvise(file, 0, None, fs::Advice::DontNeed);
+}
+
 /// Closes a file and hears what that reports.
 pub(crate) fn close(file: OwnedFd) -> Result<(), Errno> {
     // SAFETY: `into_raw_fd` gives up ownership, so the descriptor is valid here and closed once.

@@ -109,6 +109,10 @@ impl Large {
             _ => Direct::Off,
         };
         let staged = Staged::open(volume, calls, &name, &path, size, false, direct)?;
+        if resumed {
+            // after a failed write-back the cache still shows bytes that the device has lost
+            staged.drop_cached();
+        }
         let large = Self {
             path,
             replaces,

@@ -16,8 +16,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::at::{
-    DIRECTORY, DIRECTORY_MODE, FILE_MODE, Names, Room, VolumeError, close, errno, failed,
-    is_refusal, naming, new_file, open_file, open_or_make_directory, remove_file, room,
+    DIRECTORY, DIRECTORY_MODE, FILE_MODE, Names, Room, VolumeError, close, drop_cached, errno,
+    failed, is_refusal, naming, new_file, open_file, open_or_make_directory, remove_file, room,
     uninterrupted, write_failed,
 };
 use super::own::Own;
@@ -303,8 +303,7 @@ impl Volume {
     /// Asks the kernel to read the file at `path` from its device the next time.
     pub(crate) fn drop_cached(&self, path: &VolumePath) {
         if let Ok(file) = self.read(path) {
-            // best effort: a file system without a cache has nothing to drop
-            let _ = fs::fadvise(&file, 0, None, fs::Advice::DontNeed);
+            drop_cached(&file);
         }
     }
 

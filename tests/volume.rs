@@ -1058,28 +1058,41 @@ fn nothing_outside_changes_whichever_call_a_swap_comes_before() {
     let before = everything(&canary);
     let calls = On::kinds(&[Kind::Lookup, Kind::Open, Kind::Create, Kind::Mkdir, Kind::Rename]);
     let mut tried = 0;
-    for swapped in ["d", ".ossvp", "d/e"] {
-        let mut n = 1;
-        loop {
-            bad.empty();
-            let (at, aside) = (bad.real().join(swapped), bad.real().join("aside"));
-            let target = canary.join(swapped.trim_start_matches('.'));
-            let swap = move || {
-                if std::fs::rename(&at, &aside).is_ok() {
-                    symlink(&target, &at).unwrap();
+    for (swapped, to) in [("d", "d"), ("d/e", "d/e"), ("dir", "dir"), (".ossvp", "")] {
+        // every call that names it, and some of those that name what is below it
+        for (every, below) in [(1, ""), (stride(), "/")] {
+            let named = format!("{swapped}{below}");
+            let mut n = 1;
+            loop {
+                bad.empty();
+                let (at, aside) = (bad.real().join(swapped), bad.real().join("aside"));
+                let target = canary.join(to);
+                let swap = move || {
+                    if std::fs::rename(&at, &aside).is_ok() {
+                        symlink(&target, &at).unwrap();
+                    }
+                };
+                let named = named.clone();
+                let meets = move |call: &faulty::directory::Call| {
+                    let meets = |path: &String| {
+                        *path == named || named.ends_with('/') && path.starts_with(&named)
+                    };
+                    call.paths.iter().any(meets)
+                };
+                bad.directory.rule(calls.clone().that(meets).nth(n).runs(swap));
+                let ran = ended_in_time(populate(&server, SOURCE, &bad.volume()).args(FLAGS));
+                let fired = bad.directory.fired();
+                bad.directory.clear();
+                let why = format!("{swapped}{below} at {n}: {}", ran.stderr);
+                assert_eq!(everything(&canary), before, "{why}");
+                assert!([0, 1, 7, 8].contains(&ran.code), "{why}");
+                if fired == 0 {
+                    assert_eq!(files(&bad.volume()), expected);
+                    break;
                 }
-            };
-            bad.directory.rule(calls.clone().nth(n).runs(swap));
-            let ran = ended_in_time(populate(&server, SOURCE, &bad.volume()).args(FLAGS));
-            assert_eq!(everything(&canary), before, "{swapped} at {n}: {}", ran.stderr);
-            let fired = bad.directory.fired();
-            bad.directory.clear();
-            if fired == 0 {
-                assert_eq!(files(&bad.volume()), expected);
-                break;
+                tried += 1;
+                n += every;
             }
-            tried += 1;
-            n += stride();
         }
     }
     assert!(tried > 10, "{tried}");

@@ -194,9 +194,9 @@ fn demands(options: &Options) -> Demands {
     Demands { verify: options.verify, sha256: options.sha256 }
 }
 
-fn needs(options: &Options, capacity: Option<Capacity>) -> Needs {
+fn needs(options: &Options, capacity: Option<Capacity>, folds_names: bool) -> Needs {
     let not_empty = (!options.allow_empty).then(|| options.source.to_string());
-    Needs { demands: demands(options), capacity, not_empty }
+    Needs { demands: demands(options), capacity, not_empty, folds_names }
 }
 
 /// The markers that were found.
@@ -223,8 +223,8 @@ fn standing(options: &Options, own: &Own) -> Result<Option<Marker>, Failure> {
     if !same && !options.force {
         return Err(Failure::Foreign {
             partial: false,
-            held: marker.source.to_string(),
-            asked: options.identity.to_string(),
+            held: marker.source.told_from(&options.identity),
+            asked: options.identity.told_from(&marker.source),
         });
     }
     let verified = demands(options).met_by(&marker.verified);
@@ -280,6 +280,7 @@ fn same_division(options: &Options, volume: &Volume) -> Result<(), Failure> {
         discard(volume, &mut history, ShardOf::WHOLE)?;
         own.remove(inspect::MARKER)?;
         own.remove(inspect::MANIFEST)?;
+        Volume::discard_all_staged(&own)?;
     }
     Ok(())
 }
@@ -302,8 +303,8 @@ fn remaining(options: &Options, volume: &Arc<Volume>) -> Result<History, Failure
     if !options.force && !holds_nothing {
         return Err(Failure::Foreign {
             partial: true,
-            held: identity.to_string(),
-            asked: options.identity.to_string(),
+            held: identity.told_from(&options.identity),
+            asked: options.identity.told_from(&identity),
         });
     }
     discard(volume, &mut history, options.shard)?;
@@ -330,19 +331,22 @@ async fn fill(
 ) -> Result<Marker, Failure> {
     let started = Utc::now();
     let counters = watch.begin();
-    let (history, capacity, ledger) = blocking({
+    let (history, capacity, ledger, folds_names) = blocking({
         let (options, volume) = (Arc::clone(options), Arc::clone(volume));
         let counters = Arc::clone(&counters);
         move || {
+            // before there is a manifest: the one worker that this asks for shall find none
+            let folds_names = volume.folds_names()?;
+            if folds_names && options.shard != ShardOf::WHOLE {
+                return Err(Failure::FoldsNames);
+            }
             same_division(&options, &volume)?;
             let history = remaining(&options, &volume)?;
             let reserved = volume.clean_staged(resumable)?;
             let capacity = Capacity::of(&volume, &history, reserved)?;
-            let ledger = Ledger::open(&volume, &counters, &options.identity, &history)?;
-            if ledger.folds_names() && options.shard != ShardOf::WHOLE {
-                return Err(Failure::FoldsNames);
-            }
-            Ok((history, capacity, Arc::new(ledger)))
+            let identity = &options.identity;
+            let ledger = Ledger::open(&volume, &counters, identity, &history, folds_names)?;
+            Ok((history, capacity, Arc::new(ledger), folds_names))
         }
     })
     .await?;
@@ -359,7 +363,7 @@ async fn fill(
         listing,
         history,
         sums,
-        needs(options, Some(capacity)),
+        needs(options, Some(capacity), folds_names),
         Some(Arc::clone(volume)),
         Arc::clone(&counters),
     );
@@ -537,7 +541,7 @@ async fn dry_run(
         history,
         sums,
         // the plan says whether it fits; it does not stop there
-        needs(options, None),
+        needs(options, None, false),
         None,
         Arc::clone(&counters),
     );
@@ -576,8 +580,8 @@ fn what_is_there(options: &Options) -> Result<(History, Option<Capacity>), Failu
             Some(Past { identity, .. }) if !options.force => {
                 return Err(Failure::Foreign {
                     partial: inspect::marker(volume.base())?.is_none(),
-                    held: identity.to_string(),
-                    asked: options.identity.to_string(),
+                    held: identity.told_from(&options.identity),
+                    asked: options.identity.told_from(&identity),
                 });
             }
             _ => History::none(),

@@ -114,6 +114,12 @@ fn a_whole_run_and_a_shard_exclude_each_other() {
         shard(&server, &place.volume(), n, &[]).ended(0);
     }
     ossvp().arg("verify").arg(place.volume()).run().ended(0);
+    shown(
+        Part::Volume,
+        "a whole run is started beside a shard, or the same shard twice",
+        "the second names the volume and ends; once the first is gone, running again finishes",
+        4,
+    );
 }
 
 #[test]
@@ -148,7 +154,14 @@ fn another_number_of_workers_is_refused_until_one_discards_the_rest() {
     whole().arg("--force").run().ended(0);
     assert_eq!(files(&place.volume()), expected);
     std::fs::remove_file(place.volume().join(".ossvp/complete.json")).unwrap();
-    shard(&server, &place.volume(), "0/2", &[]).ended(8).says("one worker filled, not 2 workers");
+    let ran = shard(&server, &place.volume(), "0/2", &[]).ended(8);
+    let ran = ran.says("one worker filled, not 2 workers");
+    shown_by(
+        &ran,
+        Part::Past,
+        "the volume was begun by another number of workers",
+        "names both numbers and what to do; one run with --force and without --shard discards and fills it",
+    );
 }
 
 #[test]

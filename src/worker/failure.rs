@@ -24,6 +24,18 @@ pub enum Failure {
     /// The volume.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// A key's path is a name that the volume's file system does not have.
+    #[error(
+        "key {key} cannot be a path in the volume: its file system refuses {path:?} ({errno}); leave the key out (--exclude), or use another file system"
+    )]
+    Refused {
+        /// The key.
+        key: Key,
+        /// Its path, or that of a directory above it.
+        path: String,
+        /// The system's answer.
+        errno: rustix::io::Errno,
+    },
     /// What the volume is too small for, before it is full.
     #[error(
         "the volume is too small: at least {needed} {what} listed so far, the volume holds {holds}; use a larger volume, or fewer objects (--include, --exclude)"
@@ -172,6 +184,16 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What went wrong on the volume at the place of `key`.
+    pub(crate) fn at(key: &Key) -> impl FnOnce(VolumeError) -> Self {
+        move |error| match error {
+            VolumeError::Refused { path, source: errno } => {
+                Self::Refused { key: key.clone(), path, errno }
+            }
+            error => Self::Volume(error),
+        }
+    }
+
     /// The exit code that says this.
     pub fn exit_code(&self) -> ExitCode {
         match self {
@@ -189,7 +211,8 @@ impl Failure {
             Self::NothingListed(_) | Self::OutOfOrder { .. } | Self::Sums { .. } => {
                 ExitCode::Source
             }
-            Self::Foreign { .. }
+            Self::Refused { .. }
+            | Self::Foreign { .. }
             | Self::NoMarker(_)
             | Self::Division { .. }
             | Self::FoldsNames

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::at::{Room, VolumeError, errno};
 use super::failure::Failure;
-use super::manifest::{FileRecord, Line, MAX_LINE, VERSION};
+use super::manifest::{FileRecord, Line, MAX_LINE, VERSION, version_of};
 use super::own::Own;
 use super::progress::Counters;
 use super::sort::{Sorted, Sorter, SpillFile};
@@ -70,17 +70,15 @@ pub(crate) fn marker(own: &Own) -> Result<Option<Marker>, Failure> {
     {
         return Ok(Some(marker));
     }
-    match serde_json::from_str::<serde_json::Value>(&text) {
-        Ok(value) => {
-            let found = value.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
-            Err(Failure::Version {
-                file: ".ossvp/complete.json",
-                found: u32::try_from(found).unwrap_or(u32::MAX),
-                known: MARKER_VERSION,
-            })
-        }
+    let value = serde_json::from_str::<serde_json::Value>(&text).unwrap_or_default();
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(found) if found != u64::from(MARKER_VERSION) => Err(Failure::Version {
+            file: ".ossvp/complete.json",
+            found: u32::try_from(found).unwrap_or(u32::MAX),
+            known: MARKER_VERSION,
+        }),
         // renamed into place whole and synced: if it cannot be read, it never was ours to trust
-        Err(_) => {
+        _ => {
             tracing::warn!("the marker cannot be read: the volume is taken as not complete");
             Ok(None)
         }
@@ -89,6 +87,11 @@ pub(crate) fn marker(own: &Own) -> Result<Option<Marker>, Failure> {
 
 fn reading(file: &str, error: &io::Error) -> VolumeError {
     VolumeError::Call { action: "read", path: format!(".ossvp/{file}"), source: errno(error) }
+}
+
+/// What sorting the manifest met: on the volume it needs room of its own.
+fn sorting(error: &io::Error) -> VolumeError {
+    VolumeError::Call { action: "sort", path: ".ossvp/manifest".to_owned(), source: errno(error) }
 }
 
 /// The lines of a manifest with their offsets, up to the first that does not check.
@@ -223,8 +226,15 @@ pub(crate) fn past(own: &Own, spill: SpillFile) -> Result<Option<Past>, Failure>
                 known: VERSION,
             });
         }
-        // a header that was torn off: nothing was committed behind it
-        _ => return Ok(None),
+        _ => {
+            return match version_of(lines.raw()) {
+                Some(found) if found != VERSION => {
+                    Err(Failure::Version { file: ".ossvp/manifest", found, known: VERSION })
+                }
+                // a header that was torn off: nothing was committed behind it
+                _ => Ok(None),
+            };
+        }
     };
     let mut sorter = Sorter::new(spill);
     let mut history = History::none();
@@ -234,7 +244,8 @@ pub(crate) fn past(own: &Own, spill: SpillFile) -> Result<Option<Past>, Failure>
     while let Some((offset, line)) = lines.next()? {
         let relative = match &line {
             Line::File(record) => {
-                history.bytes += record.size;
+                // a line says what it likes
+                history.bytes = history.bytes.saturating_add(record.size);
                 history.files += 1;
                 last_file = Some(offset);
                 &record.relative
@@ -255,7 +266,7 @@ pub(crate) fn past(own: &Own, spill: SpillFile) -> Result<Option<Past>, Failure>
         value.extend_from_slice(&offset.to_le_bytes());
         let raw = lines.raw();
         value.extend_from_slice(&raw[..raw.len() - 1]);
-        sorter.push(relative.as_bytes(), &value).map_err(|error| reading(MANIFEST, &error))?;
+        sorter.push(relative.as_bytes(), &value).map_err(|error| sorting(&error))?;
     }
     history.end = lines.end();
     // what came after the last sync may be lost. It does not help to know that this machine was not
@@ -265,8 +276,8 @@ pub(crate) fn past(own: &Own, spill: SpillFile) -> Result<Option<Past>, Failure>
         // so that the next run's own syncs do not vouch for those files before it has read them
         history.note_untrusted = Some(synced);
     }
-    let mut sorted = sorter.finish().map_err(|error| reading(MANIFEST, &error))?;
-    history.next = sorted.next().map_err(|error| reading(MANIFEST, &error))?;
+    let mut sorted = sorter.finish().map_err(|error| sorting(&error))?;
+    history.next = sorted.next().map_err(|error| sorting(&error))?;
     history.sorted = Some(sorted);
     Ok(Some(Past { identity, history }))
 }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
 use super::at::{VolumeError, errno};
@@ -76,9 +76,8 @@ pub(crate) fn join(volume: &Volume, mine: &Marker) -> Result<Option<Marker>, Fai
     }
     let whole = whole(mine, markers.iter().map(|(_, marker)| marker));
     if whole.sha256 {
-        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY;
         let wrong = |error: io::Error| volume.writing(SUMS, 0, errno(&error));
-        let mut sums = BufWriter::new(base.open("SHA256SUMS.new", flags)?);
+        let mut sums = BufWriter::new(base.draft("SHA256SUMS.new")?);
         for (own, _) in &markers {
             if let Some(mut file) = own.read(SUMS)? {
                 io::copy(&mut file, &mut sums).map_err(wrong)?;

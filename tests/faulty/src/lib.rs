@@ -6,4 +6,5 @@
 //! print instead of failing.
 
 pub mod calls;
+pub mod directory;
 pub mod disk;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use oss_server::{Builder, Fault, Operation, OssServer, PutOptions};
 use ossvp::handoff::{OUTCOME_LIMIT, Outcome};
 use rustix::process::{Pid, Signal};
+use support::cases::{Part, shown, shown_by};
 use support::{BUCKET, ID, Place, Ran, Run, SECRET, bytes, files, ossvp, populate, server, tree};
 
 const SOURCE: &str = "oss://bucket/data/";
@@ -260,6 +261,7 @@ fn a_clock_that_is_an_hour_off_is_corrected() {
         let place = Place::new();
         ends(&mut populate(&server, SOURCE, &place.volume()), 0, &["complete: 1 objects"]);
     }
+    shown(Part::Network, "a clock that is an hour ahead or behind", "corrected by the source's", 0);
 }
 
 #[test]
@@ -328,6 +330,12 @@ fn a_volume_that_another_worker_holds_is_4() {
     drop(holder);
     server.clear_faults();
     ends(&mut populate(&server, SOURCE, &place.volume()), 0, &["complete: 1 objects"]);
+    shown(
+        Part::Volume,
+        "another worker holds the volume",
+        "names the volume; once it is gone the next run finishes",
+        4,
+    );
 }
 
 #[test]
@@ -365,6 +373,8 @@ fn an_object_that_goes_or_changes_before_its_fetch_is_5() {
         let ran = populate(&server, SOURCE, &place.volume()).run().ended(0);
         assert_eq!(ran.report().figures.objects_kept, 1);
     }
+    let what = "the rest is committed and kept; a new listing finishes";
+    shown(Part::Network, "an object deleted or replaced between listing and fetch", what, 5);
 }
 
 #[test]
@@ -382,6 +392,8 @@ fn an_object_that_changes_between_its_parts_is_5() {
     server.clear_faults();
     populate(&server, SOURCE, &place.volume()).run().ended(0);
     assert_eq!(files(&place.volume())["stalls"], other);
+    let what = "nothing of it is in the volume; a new listing finishes";
+    shown(Part::Network, "an object that is replaced between two of its parts", what, 5);
 }
 
 #[test]
@@ -400,9 +412,15 @@ fn a_volume_that_cannot_be_made_is_7() {
     ends(&mut populate(&server, SOURCE, &lost), 7, &said);
     std::fs::write(place.volume(), "a file").unwrap();
     let said = ["cannot open the volume", "Not a directory"];
-    ends(&mut populate(&server, SOURCE, &place.volume()), 7, &said);
+    let ran = ends(&mut populate(&server, SOURCE, &place.volume()), 7, &said);
     assert_eq!(std::fs::read(place.volume()).unwrap(), b"a file");
     assert_eq!(server.stats().count(Operation::GetObject), 0);
+    shown_by(
+        &ran,
+        Part::Volume,
+        "the volume's parent does not exist, or the volume is a file",
+        "names it before anything is fetched",
+    );
 }
 
 /// A file system that is mounted for a test.
@@ -449,7 +467,8 @@ fn a_read_only_volume_is_7() {
     let bound = Mounted::new(&["--bind", "-o", "ro"], &place.file("real"), &place.volume());
     let Some(_mounted) = bound else { return };
     let said = ["the volume is mounted read-only", "Read-only file system"];
-    ends(&mut populate(&server, SOURCE, &place.volume()), 7, &said);
+    let ran = ends(&mut populate(&server, SOURCE, &place.volume()), 7, &said);
+    shown_by(&ran, Part::Volume, "the volume is mounted read-only", "says so");
 }
 
 #[test]
@@ -484,6 +503,12 @@ fn a_volume_that_is_not_ours_to_write_is_7() {
     let ran = command.run();
     let said = ["the volume's root must be writable", "generic.fsGroup", "Permission denied"];
     told(&ran, &outcome, 7, &said);
+    shown_by(
+        &ran,
+        Part::Volume,
+        "the volume is not this user's to write",
+        "says so, and names the settings of a Pod that help",
+    );
 }
 
 #[test]
@@ -505,7 +530,13 @@ fn a_volume_that_is_too_small_is_7_before_it_is_full() {
 
     let planned = &mut populate(&server, SOURCE, &place.volume());
     planned.args(["--plan-first", "--force"]);
-    ends(planned, 7, &["too small: at least "]);
+    let ran = ends(planned, 7, &["too small: at least "]);
+    shown_by(
+        &ran,
+        Part::Volume,
+        "the volume is too small for what is listed",
+        "ends before it is full, with both figures; with --plan-first before anything is fetched",
+    );
 }
 
 #[test]
@@ -528,8 +559,14 @@ fn a_volume_that_is_full_is_7_with_both_figures() {
 
     drop(ballast);
     std::fs::remove_file(place.volume().join("ballast")).unwrap();
-    let ran = populate(&server, SOURCE, &place.volume()).run().ended(0);
-    assert_eq!(ran.report().figures.objects_kept, 1);
+    let again = populate(&server, SOURCE, &place.volume()).run().ended(0);
+    assert_eq!(again.report().figures.objects_kept, 1);
+    shown_by(
+        &ran,
+        Part::Volume,
+        "someone else takes the room that the plan counted on",
+        "ends with both figures; with room again the next run keeps what is committed and finishes",
+    );
 }
 
 #[test]
@@ -552,6 +589,12 @@ fn a_volume_of_another_source_is_8_until_it_is_discarded() {
     ends(&mut populate(&server, SOURCE, &place.volume()), 8, &part);
     ends(populate(&server, SOURCE, &place.volume()).arg("--force"), 0, &["complete: 1 objects"]);
     assert_eq!(files(&place.volume()).into_keys().collect::<Vec<_>>(), ["a"]);
+    shown(
+        Part::Past,
+        "the volume is complete with another source, or with other filters",
+        "names both and what to do; --force removes that source's files and finishes",
+        8,
+    );
 }
 
 #[test]
@@ -572,6 +615,12 @@ fn a_run_that_committed_nothing_leaves_the_volume_free() {
     ends(other.args(["--part-size", "64KiB"]), 3, &["denied"]);
     let part = ["the volume holds a part of oss://bucket/other/, not oss://bucket/data/"];
     ends(&mut populate(&server, SOURCE, &place.volume()), 8, &part);
+    shown(
+        Part::Past,
+        "a run of another source committed nothing (a bucket's name mistyped)",
+        "leaves the volume free for the right one",
+        0,
+    );
 }
 
 #[test]
@@ -626,6 +675,7 @@ fn a_signal_is_heard_while_nothing_answers() {
     run.signal(Signal::TERM);
     told(&run.wait(), &outcome, 143, &["interrupted"]);
     assert!(start.elapsed() < Duration::from_secs(2));
+    shown(Part::Network, "SIGTERM while nothing answers", "ends at once", 143);
 }
 
 #[test]
@@ -691,4 +741,6 @@ fn a_session_token_shows_nowhere() {
         keeps_secrets(&text);
         assert!(!text.contains("session-"), "{text}");
     }
+    let what = "neither in output nor in marker and manifest";
+    shown(Part::Secrets, "a session token, accepted and refused", what, "0 and 3");
 }

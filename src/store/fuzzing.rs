@@ -40,9 +40,9 @@ pub fn encode(text: &str, is_path: bool) -> String {
     sign::encode(text, is_path)
 }
 
-/// A refusal.
-pub fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
-    Answer::read(status, headers, body)
+/// A refusal, in which `secret` must not be quoted.
+pub fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8], secret: &str) -> Answer {
+    Answer::read(status, headers, body, &[secret])
 }
 
 /// What a refusal means: the error, and whether time, the clock or another credential may help.
@@ -73,8 +73,9 @@ pub fn fitting(
     status: StatusCode,
     headers: &HeaderMap,
     wanted: Option<&GetRange>,
+    pinned: bool,
 ) -> Result<(Range<u64>, u64), String> {
-    objects::fitting(status, headers, wanted)
+    objects::fitting(status, headers, wanted, pinned)
 }
 
 /// The next attempt's pause, as the headers of a refusal ask for it.
@@ -90,7 +91,7 @@ pub fn signed_time(
     now: DateTime<Utc>,
     later: chrono::TimeDelta,
 ) -> Option<String> {
-    let theirs = stated::http_date(headers, "date")?;
+    let theirs = stated::http_date(headers, "date").filter(client::is_plausible)?;
     let time = client::their_time(now + later, client::clock_offset(theirs, now));
     Some(format!("{} {}", sign::timestamp(time), sign::day(time)))
 }
@@ -120,9 +121,9 @@ pub fn ossutil(text: &str) -> Option<Found> {
     providers::parse_ossutil(text).map(found)
 }
 
-/// What STS answers.
-pub fn sts(status: StatusCode, body: &[u8]) -> Result<Found, StoreError> {
-    rrsa::answered("sts.aliyuncs.com", status, body).map(found)
+/// What STS answers to a request with `token`.
+pub fn sts(status: StatusCode, body: &[u8], token: &str) -> Result<Found, StoreError> {
+    rrsa::answered("sts.aliyuncs.com", status, body, [token].into_iter()).map(found)
 }
 
 /// What the chain finds where every file, and every answer of the metadata service, is `contents`.
@@ -149,6 +150,7 @@ fn rrsa() -> &'static Rrsa {
             ca_bundle: None,
             read_buffer: None,
             connect_timeout: policy.connect_timeout,
+            answer_timeout: policy.first_byte_timeout,
             proxied: false,
         });
         let transport = transport.expect("nothing is asked for that can be wrong");

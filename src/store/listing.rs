@@ -87,9 +87,8 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
     let mut text = String::new();
     let mut draft = Draft::default();
     let mut objects: Vec<Undecoded> = Vec::new();
-    let (mut encoded, mut truncated, mut next) = (false, false, None);
+    let (mut encoded, mut truncated, mut next, mut count) = (false, None, None, None);
     loop {
-        // the error quotes the page
         let event = reader
             .read_event()
             .map_err(|error| PageError::Malformed(clean(&format!("XML: {error}"))))?;
@@ -123,7 +122,14 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
                 let names: Vec<&str> = open.iter().map(String::as_str).collect();
                 match names.as_slice() {
                     [_, "EncodingType"] => encoded = text.trim().eq_ignore_ascii_case("url"),
-                    [_, "IsTruncated"] => truncated = text.trim() == "true",
+                    [_, "IsTruncated"] => {
+                        truncated = match text.trim() {
+                            "true" => Some(true),
+                            "false" => Some(false),
+                            _ => return Err(malformed("IsTruncated is neither true nor false")),
+                        }
+                    }
+                    [_, "KeyCount"] => count = text.trim().parse::<usize>().ok(),
                     [_, "NextContinuationToken"] => next = Some(std::mem::take(&mut text)),
                     [_, "Contents"] => objects.push(std::mem::take(&mut draft).finish()?),
                     [_, "Contents", field] => {
@@ -156,17 +162,32 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
         }
     }
     let objects =
-        objects.into_iter().map(|object| object.listed(encoded)).collect::<Result<_, _>>()?;
+        objects.into_iter().map(|object| object.listed(encoded)).collect::<Result<Vec<_>, _>>()?;
+    // a page that lost keys on its way must not pass for the end of the listing
+    if count.is_some_and(|count| count > objects.len()) {
+        return Err(malformed("it holds fewer keys than it says"));
+    }
+    let next = next.filter(|token| !token.is_empty());
     let next = match (truncated, next) {
-        (false, _) => None,
-        (true, Some(token)) if !token.is_empty() => {
+        (None, _) => return Err(malformed("it does not say whether it goes on")),
+        (Some(false), None) => None,
+        (Some(false), Some(_)) => {
+            return Err(malformed("it ends, but has a continuation token"));
+        }
+        (Some(true), Some(token)) => {
             let decode = encoded && dialect != Dialect::S3;
             Some(if decode { url_decode(token)? } else { token })
         }
-        (true, _) => return Err(malformed("the listing goes on, but has no continuation token")),
+        (Some(true), None) => {
+            return Err(malformed("the listing goes on, but has no continuation token"));
+        }
     };
     Ok(Page { objects, next })
 }
+
+/// No object is larger: OSS's have at most 48.8 TB, S3's 50 TB. Sums of sizes that a source makes up
+/// stay in range by this.
+pub(super) const MAX_OBJECT: u64 = 1 << 50;
 
 /// The deepest element of a listing is on level 4.
 const MAX_DEPTH: usize = 16;
@@ -176,7 +197,10 @@ impl Draft {
         let Self { key, size, etag, modified, kind, class, restore } = self;
         let missing = |what| PageError::Malformed(format!("a listed object has no {what}"));
         let key = key.ok_or_else(|| missing("key"))?;
-        let size = size.and_then(|size| size.trim().parse().ok()).ok_or_else(|| missing("size"))?;
+        let size = size
+            .and_then(|size| size.trim().parse().ok())
+            .filter(|size| *size <= MAX_OBJECT)
+            .ok_or_else(|| missing("size"))?;
         let modified = modified
             .and_then(|time| DateTime::parse_from_rfc3339(time.trim()).ok())
             .ok_or_else(|| missing("time"))?
@@ -273,7 +297,7 @@ mod tests {
     <ETag>"35A27C2B9EAEEB6F48FD7FB5861D****"</ETag><Type>Symlink</Type><Size>25</Size>
     <StorageClass>Standard</StorageClass><Owner><ID>1</ID><DisplayName>x</DisplayName></Owner></Contents>
   <Contents><Key>b</Key><LastModified>2020-05-18T05:45:43Z</LastModified><ETag>&quot;AB&quot;</ETag>
-    <Type>Normal</Type><Size>18446744073709551615</Size><StorageClass>ColdArchive</StorageClass></Contents>
+    <Type>Normal</Type><Size>1125899906842624</Size><StorageClass>ColdArchive</StorageClass></Contents>
   <Contents><Key>c</Key><LastModified>2020-05-18T05:45:43Z</LastModified><Size>0</Size>
     <StorageClass>Archive</StorageClass>
     <RestoreInfo>ongoing-request="false", expiry-date="Sat, 05 Nov 2022 07:38:08 GMT"</RestoreInfo></Contents>
@@ -299,7 +323,7 @@ mod tests {
         assert_eq!(first.etag.as_deref(), Some("\"35A27C2B9EAEEB6F48FD7FB5861D****\""));
         assert_eq!(first.modified.to_rfc3339(), "2020-05-18T05:45:43+00:00");
         assert!(first.symlink && !first.archived && first.size == 25);
-        assert_eq!((second.etag.as_deref(), second.size), (Some("\"AB\""), u64::MAX));
+        assert_eq!((second.etag.as_deref(), second.size), (Some("\"AB\""), MAX_OBJECT));
         assert!(second.archived && !second.symlink);
         assert!(!third.archived && third.etag.is_none());
         assert!(fourth.archived);
@@ -332,10 +356,15 @@ mod tests {
             OSS[..OSS.len() - 20].to_owned(),
             replaced("<NextContinuationToken>CgJi%2BYw--</NextContinuationToken>", ""),
             replaced("<Size>25</Size>", "<Size>-1</Size>"),
+            replaced("<Size>25</Size>", "<Size>18446744073709551615</Size>"),
             replaced("<Size>25</Size>", ""),
             replaced("<Key>b</Key>", ""),
             replaced("2020-05-18T05:45:43.000Z", "yesterday"),
             replaced("&amp;", "&bomb;"),
+            replaced("<IsTruncated>true</IsTruncated>", ""),
+            replaced("<IsTruncated>true", "<IsTruncated>false"),
+            replaced("<IsTruncated>true", "<IsTruncated>trte"),
+            replaced("<KeyCount>4", "<KeyCount>5"),
             "<a>".repeat(1000),
             replaced("</ETag>", &"x".repeat(2000)),
             replaced("</ETag>", &format!("{}</ETag>", "x".repeat(2000))),
@@ -352,6 +381,28 @@ mod tests {
             let error = parse(body.as_bytes(), Dialect::Oss).expect_err(key);
             assert!(matches!(error, PageError::Key(_)), "{error:?}");
         }
+    }
+
+    /// A listing has no checksum, so a changed name or size cannot be seen here: the object's own
+    /// answers tell. What is lost would never be asked for.
+    #[test]
+    fn no_flipped_bit_loses_a_key_or_the_rest_of_the_listing() {
+        let whole = parse(OSS.as_bytes(), Dialect::Oss).unwrap();
+        let mut refused = 0;
+        for at in 0..OSS.len() {
+            for bit in 0..8 {
+                let mut body = OSS.as_bytes().to_vec();
+                body[at] ^= 1 << bit;
+                match parse(&body, Dialect::Oss) {
+                    Ok(page) => {
+                        let seen = (page.objects.len(), page.next.is_some());
+                        assert_eq!(seen, (whole.objects.len(), true), "byte {at}, bit {bit}");
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+        assert!(refused > OSS.len(), "{refused}");
     }
 
     proptest! {

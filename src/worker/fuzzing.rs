@@ -24,7 +24,7 @@ pub fn line(bytes: &[u8]) -> Option<(String, Vec<u8>)> {
 #[allow(missing_docs, reason = "as in the manifest's lines")]
 pub enum Said {
     Header,
-    Begin { boot: String },
+    Begin,
     File { relative: String, path: String },
     Directory { relative: String, path: String },
     Gone { relative: String },
@@ -37,7 +37,7 @@ pub fn said(line: &[u8]) -> Option<Said> {
     let path = |path: &VolumePath| path.as_str().to_owned();
     Some(match Line::decode(line)? {
         Line::Header { .. } => Said::Header,
-        Line::Begin { boot, .. } => Said::Begin { boot },
+        Line::Begin { .. } => Said::Begin,
         Line::File(record) => Said::File { path: path(&record.path), relative: record.relative },
         Line::Directory { relative, path: made } => Said::Directory { relative, path: path(&made) },
         Line::Gone { relative } => Said::Gone { relative },
@@ -59,14 +59,13 @@ pub fn unsealed(line: &[u8]) -> Option<&str> {
 /// What is held: key, path, whether it is a file, whether its bytes are trusted.
 pub type Kept = (String, String, bool, bool);
 
-/// What a manifest says to a run of `boot`: where its lines end, and what is held, in key order.
+/// What a manifest says: where its lines end, and what is held, in key order.
 ///
 /// # Errors
 /// As a run that finds it.
-pub fn history(bytes: &[u8], boot: &str) -> Result<Option<(u64, Vec<Kept>)>, Failure> {
+pub fn history(bytes: &[u8]) -> Result<Option<(u64, Vec<Kept>)>, Failure> {
     let spill = Box::new(|| Ok(memory(b"")));
-    let Some(Past { mut history, identity: _ }) = inspect::past_of(memory(bytes), boot, spill)?
-    else {
+    let Some(Past { mut history, identity: _ }) = inspect::past_of(memory(bytes), spill)? else {
         return Ok(None);
     };
     let mut kept = Vec::new();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FsWord, OFlags};
 use rustix::io::Errno;
 
-use super::at::errno;
+use super::at::{drop_cached, errno};
 use super::failure::Failure;
 use super::volume::Volume;
 use crate::handoff::Direct;
@@ -175,6 +175,11 @@ impl Staged {
     /// Whether writes bypass the page cache.
     pub(crate) fn is_direct(&self) -> bool {
         self.direct
+    }
+
+    /// Makes the next reader see what the device holds.
+    pub(crate) fn drop_cached(&self) {
+        drop_cached(&self.file);
     }
 
     /// A second descriptor that reads through the page cache.

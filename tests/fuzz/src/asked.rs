@@ -16,7 +16,7 @@ use super::heap::within;
 use super::network::{error, one_line};
 
 /// What stands for a secret in the inputs: no error may quote it.
-const SECRET: &str = "hush-hush";
+pub(crate) const SECRET: &str = "hush-hush";
 
 /// Files of the official tools, and answers of STS and of the metadata service.
 pub(crate) fn credentials(bytes: &[u8]) {
@@ -24,8 +24,8 @@ pub(crate) fn credentials(bytes: &[u8]) {
     let text = String::from_utf8_lossy(rest);
     let found = within(200, rest.len() + 4096, || match first % 6 {
         0 => ossutil(&text).map(Ok),
-        1 => Some(sts(StatusCode::OK, rest)),
-        2 => Some(sts(StatusCode::FORBIDDEN, rest)),
+        1 => Some(sts(StatusCode::OK, rest, SECRET)),
+        2 => Some(sts(StatusCode::FORBIDDEN, rest, SECRET)),
         3 => Some(chain(Dialect::Oss, &[], rest)),
         4 => Some(chain(Dialect::S3, &[], rest)),
         _ => Some(chain(Dialect::Oss, &[("ALIBABA_CLOUD_ECS_METADATA", "role")], rest)),

@@ -120,7 +120,7 @@ fn manifest(bytes: &[u8]) {
         }
     }
     // what is sorted is held once, in a vector that grows, beside what was read of it
-    let found = within(40, text.len() + (256 << 10) / 40, || history(&text, "today"));
+    let found = within(40, text.len() + (256 << 10) / 40, || history(&text));
     let (end, found) = found.unwrap().expect("the header is ours");
     assert_eq!((end, found), remembered(&text), "{:?}", String::from_utf8_lossy(&text));
 }
@@ -137,21 +137,18 @@ fn remembered(text: &[u8]) -> (u64, Vec<(String, String, bool, bool)>) {
         lines.push((end, line));
         end += whole.len() as u64;
     }
-    let begins = lines.iter().filter_map(|(at, line)| match line {
-        Said::Begin { boot } => Some((*at, boot == "today")),
-        _ => None,
-    });
-    let begins: Vec<_> = begins.collect();
-    let since =
-        begins.iter().rev().take_while(|(_, today)| *today).last().map_or(end, |(at, _)| *at);
     let synced = |line: &(u64, Said)| match line.1 {
         Said::Synced { before } => before,
         _ => 0,
     };
     let synced = lines.iter().map(synced).max().unwrap_or(0);
+    // what was not synced may be lost, if there is a file among it
+    let is_file = |line: &Said| matches!(line, Said::File { .. });
+    let lost = lines.iter().any(|(at, line)| *at >= synced && is_file(line));
     let trusted = |at: u64| {
         let withdrawn = |(later, line): &(u64, Said)| matches!(line, Said::Untrusted { from } if *from <= at && at < *later);
-        !(synced..since).contains(&at) && !lines.iter().any(withdrawn)
+        let unsynced = lost && at >= synced;
+        !unsynced && !lines.iter().any(withdrawn)
     };
     let mut held = BTreeMap::new();
     for (at, line) in &lines {
@@ -165,7 +162,7 @@ fn remembered(text: &[u8]) -> (u64, Vec<(String, String, bool, bool)>) {
             Said::Gone { relative } => {
                 held.insert(relative.clone(), None);
             }
-            Said::Header | Said::Begin { .. } | Said::Synced { .. } | Said::Untrusted { .. } => {}
+            Said::Header | Said::Begin | Said::Synced { .. } | Said::Untrusted { .. } => {}
         }
     }
     let held = held.into_iter().filter_map(|(relative, held)| {

@@ -101,7 +101,7 @@ fn usage_is_2_and_leaves_an_outcome() {
         (&["--concurrency", "0"], "--concurrency"),
         (&["--timeout", "soon"], "--timeout"),
         (&["--timeout", "1ms"], "--timeout: at least 10ms"),
-        (&["--retry-for", "-1s"], "--retry-for"),
+        (&["--retry-for", "ever"], "--retry-for"),
         (&["--include", "a[b"], "glob \"a[b\""),
         (&["--exclude", "{a"], "glob \"{a\""),
         (&["--shard", "2/2"], "shard"),

@@ -310,11 +310,11 @@ fn refusals() -> Vec<Case> {
     let year = "31536000";
     vec![
         case("500 InternalError", status(500, "InternalError", &[]), ALL_4).says("500"),
-        case("502 of a gateway", status(502, "BadGateway", &[]), ALL_4),
+        case("502 of a gateway", status(502, "BadGateway", &[]), ALL_4).oss_only(),
         case("503 ServiceUnavailable", status(503, "ServiceUnavailable", &[]), ALL_4).says("503"),
-        case("504 of a gateway", status(504, "GatewayTimeout", &[]), ALL_4),
-        case("408 RequestTimeout", status(408, "RequestTimeout", &[]), ALL_4),
-        case("429 TooManyRequests", status(429, "TooManyRequests", &[]), ALL_4),
+        case("504 of a gateway", status(504, "GatewayTimeout", &[]), ALL_4).oss_only(),
+        case("408 RequestTimeout", status(408, "RequestTimeout", &[]), ALL_4).oss_only(),
+        case("429 TooManyRequests", status(429, "TooManyRequests", &[]), ALL_4).oss_only(),
         case(
             "403 DownloadTrafficRateLimitExceeded",
             status(403, "DownloadTrafficRateLimitExceeded", &[]),
@@ -384,10 +384,12 @@ fn refusals() -> Vec<Case> {
         case("412 PreconditionFailed", status(412, "PreconditionFailed", &[]), [NONE, 5, 5])
             .at_once()
             .says("changed"),
-        case("416 InvalidRange", status(416, "InvalidRange", &[]), [NONE, 5, 5]).at_once(),
-        case("304 to a GET", status(304, "", &[]), [NONE, 5, 5]).at_once(),
-        case("407 of a proxy", status(407, "", &[]), ALL_3).at_once(),
-        case("501 NotImplemented", status(501, "NotImplemented", &[]), ALL_3).at_once(),
+        case("416 InvalidRange", status(416, "InvalidRange", &[]), [NONE, 5, 5])
+            .oss_only()
+            .at_once(),
+        case("304 to a GET", status(304, "", &[]), [NONE, 5, 5]).oss_only().at_once(),
+        case("407 of a proxy", status(407, "", &[]), ALL_3).oss_only().at_once(),
+        case("501 NotImplemented", status(501, "NotImplemented", &[]), ALL_3).oss_only().at_once(),
         case("a redirect to itself", Action::RedirectLoop, ALL_3).at_once().nameless(),
         case("a page of a proxy, with 200", instead(200, "text/html", PORTAL), ALL_4),
         case("an error document, with 200", instead(200, "application/xml", ERROR_XML), ALL_4),

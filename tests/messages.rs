@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use oss_server::{Builder, Fault, Operation, OssServer, PutOptions};
 use ossvp::handoff::{OUTCOME_LIMIT, Outcome};
 use rustix::process::{Pid, Signal};
-use support::cases::{Part, shown};
+use support::cases::{Part, shown, shown_by};
 use support::{BUCKET, ID, Place, Ran, Run, SECRET, bytes, files, ossvp, populate, server, tree};
 
 const SOURCE: &str = "oss://bucket/data/";
@@ -333,6 +333,12 @@ fn a_volume_that_another_worker_holds_is_4() {
     drop(holder);
     server.clear_faults();
     ends(&mut populate(&server, SOURCE, &place.volume()), 0, &["complete: 1 objects"]);
+    shown(
+        Part::Volume,
+        "another worker holds the volume",
+        "names the volume; once it is gone the next run finishes",
+        4,
+    );
 }
 
 #[test]
@@ -409,9 +415,15 @@ fn a_volume_that_cannot_be_made_is_7() {
     ends(&mut populate(&server, SOURCE, &lost), 7, &said);
     std::fs::write(place.volume(), "a file").unwrap();
     let said = ["cannot open the volume", "Not a directory"];
-    ends(&mut populate(&server, SOURCE, &place.volume()), 7, &said);
+    let ran = ends(&mut populate(&server, SOURCE, &place.volume()), 7, &said);
     assert_eq!(std::fs::read(place.volume()).unwrap(), b"a file");
     assert_eq!(server.stats().count(Operation::GetObject), 0);
+    shown_by(
+        &ran,
+        Part::Volume,
+        "the volume's parent does not exist, or the volume is a file",
+        "names it before anything is fetched",
+    );
 }
 
 /// A file system that is mounted for a test.
@@ -458,7 +470,8 @@ fn a_read_only_volume_is_7() {
     let bound = Mounted::new(&["--bind", "-o", "ro"], &place.file("real"), &place.volume());
     let Some(_mounted) = bound else { return };
     let said = ["the volume is mounted read-only", "Read-only file system"];
-    ends(&mut populate(&server, SOURCE, &place.volume()), 7, &said);
+    let ran = ends(&mut populate(&server, SOURCE, &place.volume()), 7, &said);
+    shown_by(&ran, Part::Volume, "the volume is mounted read-only", "says so");
 }
 
 #[test]
@@ -493,6 +506,12 @@ fn a_volume_that_is_not_ours_to_write_is_7() {
     let ran = command.run();
     let said = ["the volume's root must be writable", "generic.fsGroup", "Permission denied"];
     told(&ran, &outcome, 7, &said);
+    shown_by(
+        &ran,
+        Part::Volume,
+        "the volume is not this user's to write",
+        "says so, and names the settings of a Pod that help",
+    );
 }
 
 #[test]
@@ -514,7 +533,13 @@ fn a_volume_that_is_too_small_is_7_before_it_is_full() {
 
     let planned = &mut populate(&server, SOURCE, &place.volume());
     planned.args(["--plan-first", "--force"]);
-    ends(planned, 7, &["too small: at least "]);
+    let ran = ends(planned, 7, &["too small: at least "]);
+    shown_by(
+        &ran,
+        Part::Volume,
+        "the volume is too small for what is listed",
+        "ends before it is full, with both figures; with --plan-first before anything is fetched",
+    );
 }
 
 #[test]
@@ -537,8 +562,14 @@ fn a_volume_that_is_full_is_7_with_both_figures() {
 
     drop(ballast);
     std::fs::remove_file(place.volume().join("ballast")).unwrap();
-    let ran = populate(&server, SOURCE, &place.volume()).run().ended(0);
-    assert_eq!(ran.report().figures.objects_kept, 1);
+    let again = populate(&server, SOURCE, &place.volume()).run().ended(0);
+    assert_eq!(again.report().figures.objects_kept, 1);
+    shown_by(
+        &ran,
+        Part::Volume,
+        "someone else takes the room that the plan counted on",
+        "ends with both figures; with room again the next run keeps what is committed and finishes",
+    );
 }
 
 #[test]
@@ -561,6 +592,12 @@ fn a_volume_of_another_source_is_8_until_it_is_discarded() {
     ends(&mut populate(&server, SOURCE, &place.volume()), 8, &part);
     ends(populate(&server, SOURCE, &place.volume()).arg("--force"), 0, &["complete: 1 objects"]);
     assert_eq!(files(&place.volume()).into_keys().collect::<Vec<_>>(), ["a"]);
+    shown(
+        Part::Past,
+        "the volume is complete with another source, or with other filters",
+        "names both and what to do; --force removes that source's files and finishes",
+        8,
+    );
 }
 
 #[test]
@@ -581,6 +618,12 @@ fn a_run_that_committed_nothing_leaves_the_volume_free() {
     ends(other.args(["--part-size", "64KiB"]), 3, &["denied"]);
     let part = ["the volume holds a part of oss://bucket/other/, not oss://bucket/data/"];
     ends(&mut populate(&server, SOURCE, &place.volume()), 8, &part);
+    shown(
+        Part::Past,
+        "a run of another source committed nothing (a bucket's name mistyped)",
+        "leaves the volume free for the right one",
+        0,
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 
 use oss_server::{Fault, OssServer};
+use support::cases::{Part, shown};
 use support::{BUCKET, Place, Run, bytes, files, ossvp, populate, server, wait_until};
 
 fn start(command: &mut std::process::Command) -> Child {
@@ -161,6 +162,12 @@ fn what_changed_at_the_source_is_fetched_and_what_is_gone_is_removed() {
     let figures = ran.report().figures;
     assert_eq!((figures.objects_kept, figures.objects_fetched), (1, 4));
     ossvp().arg("verify").arg(place.volume()).run().ended(0);
+    shown(
+        Part::Past,
+        "objects were changed, removed or added at the source since the volume was begun",
+        "fetches what changed or is new, removes what is gone, keeps the rest",
+        0,
+    );
 }
 
 #[test]
@@ -185,15 +192,11 @@ fn files_written_since_the_last_sync_are_read_again_after_a_power_cut() {
         server.put(BUCKET, &format!("data/{name}"), "content");
     }
     filled_without_marker(&server, &place.volume());
-    // another boot wrote the manifest, and no sync followed
+    // no sync followed
     let manifest = place.volume().join(".ossvp/manifest");
     let text = std::fs::read_to_string(&manifest).unwrap();
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    let line = text.lines().find(|line| line.starts_with("b\t")).unwrap();
-    let (body, _) = line.rsplit_once("\t#").unwrap();
-    let other = body.replace(boot.trim(), "another-boot");
-    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, other.as_bytes());
-    std::fs::write(&manifest, text.replace(line, &format!("{other}\t#{crc:08x}"))).unwrap();
+    let synced = text.find("\ns\t").unwrap() + 1;
+    std::fs::write(&manifest, &text[..synced]).unwrap();
     // what a power cut leaves of a file whose pages were not written: its size, and zeros
     let lost = place.volume().join("lost");
     let time = std::fs::metadata(&lost).unwrap().modified().unwrap();
@@ -306,6 +309,12 @@ fn a_placeholder_outlives_the_last_file_that_was_removed_from_it() {
     populate(&server, "oss://bucket/data/", &place.volume()).run().ended(0);
     let names: Vec<_> = support::tree(&place.volume()).into_keys().collect();
     assert_eq!(names, ["dir/"]);
+    shown(
+        Part::Past,
+        "the last file of a listed directory is no longer listed",
+        "the directory stays",
+        0,
+    );
 }
 
 #[test]
@@ -320,6 +329,12 @@ fn an_empty_listing_removes_nothing() {
     assert_eq!(files(&place.volume()).len(), 1);
     populate(&server, "oss://bucket/data/", &place.volume()).arg("--allow-empty").run().ended(0);
     assert_eq!(files(&place.volume()).len(), 0);
+    shown(
+        Part::Past,
+        "the source lists nothing any more",
+        "removes nothing unless --allow-empty is given",
+        3,
+    );
 }
 
 #[test]
@@ -338,6 +353,12 @@ fn a_file_that_is_no_longer_listed_but_was_changed_by_someone_stays() {
     assert_eq!(names, ["mine", "stays"]);
     assert!(ran.stderr.contains("left where it is"), "{}", ran.stderr);
     ossvp().arg("verify").arg(place.volume()).run().ended(0);
+    shown(
+        Part::Past,
+        "a file that is no longer listed was changed by someone",
+        "stays, with a warning",
+        0,
+    );
 }
 
 #[test]
@@ -357,6 +378,12 @@ fn a_directory_in_the_place_of_a_file_that_is_no_longer_listed_is_let_be() {
     populate(&server, "oss://bucket/data/", &place.volume()).run().ended(0);
     let names: Vec<_> = files(&place.volume()).into_keys().collect();
     assert_eq!(names, ["a/b", "b"]);
+    shown(
+        Part::Past,
+        "a directory stands in the place of a file that is no longer listed",
+        "is let be, and filled",
+        0,
+    );
 }
 
 #[test]

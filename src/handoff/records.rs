@@ -47,6 +47,30 @@ impl std::fmt::Display for SourceIdentity {
     }
 }
 
+impl SourceIdentity {
+    /// The source in words, with as much of it as tells it from `other`.
+    pub fn told_from(&self, other: &Self) -> String {
+        let mut text = self.to_string();
+        if text != other.to_string() {
+            return text;
+        }
+        if self.unmappable != other.unmappable {
+            let mode = match self.unmappable {
+                Unmappable::Fail => "fail",
+                Unmappable::Escape => "escape",
+                Unmappable::Skip => "skip",
+            };
+            text += &format!(" with --unmappable {mode}");
+        }
+        if (&self.include, &self.exclude) != (&other.include, &other.exclude) {
+            for (flag, globs) in [("include", &self.include), ("exclude", &self.exclude)] {
+                globs.iter().for_each(|glob| text += &format!(" --{flag} {glob:?}"));
+            }
+        }
+        text
+    }
+}
+
 /// By what a file's bytes were found to be the object's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -41,6 +41,16 @@ pub enum VolumeError {
         /// What must be there.
         wanted: &'static str,
     },
+    /// The file system has no such names.
+    #[error(
+        "the volume's file system refuses the path {path:?}; leave its key out (--exclude), or use another file system"
+    )]
+    Refused {
+        /// The path, relative to the volume root.
+        path: String,
+        /// The system's answer.
+        source: Errno,
+    },
     /// Another process fills this volume.
     #[error("another worker holds the volume {0}; wait for it, or stop it")]
     Held(PathBuf),
@@ -75,22 +85,44 @@ fn hint(errno: Errno) -> &'static str {
             " (the volume's root must be writable for this user; in a Pod: generic.fsGroup, or generic.runAsUser)"
         }
         Errno::ROFS => " (the volume is mounted read-only)",
-        Errno::NAMETOOLONG | Errno::ILSEQ | Errno::INVAL => {
-            " (the file system refuses this name or operation; --unmappable escape or --exclude may help)"
+        Errno::NOSPC => {
+            " (the volume has no room left for it; use a larger volume, or fewer objects: --include, --exclude)"
         }
-        Errno::DQUOT => " (the quota is used up)",
+        Errno::DQUOT => {
+            " (the quota is used up; raise it, or fill fewer objects: --include, --exclude)"
+        }
+        Errno::IO => {
+            " (the volume's device or server failed; its node's kernel log says more; run again to go on)"
+        }
+        errno if is_away(errno) => {
+            " (the volume's server or mount went away; run again to go on once it is back)"
+        }
+        Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP => {
+            " (the volume's file system, as it is mounted, cannot do this)"
+        }
         _ => "",
     }
+}
+
+/// Whether the volume may answer again later, from here or from another node: no one need change it.
+fn is_away(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::STALE | Errno::TIMEDOUT | Errno::NOTCONN | Errno::CONNABORTED | Errno::INTR
+    )
+}
+
+/// Whether the file system says by this that it has no such names.
+pub(crate) fn is_refusal(errno: Errno) -> bool {
+    matches!(errno, Errno::NAMETOOLONG | Errno::ILSEQ | Errno::INVAL)
 }
 
 impl VolumeError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Call { source, .. } => match *source {
-                Errno::NAMETOOLONG | Errno::ILSEQ | Errno::INVAL => ExitCode::Occupied,
-                _ => ExitCode::Volume,
-            },
-            Self::InTheWay { .. } => ExitCode::Occupied,
+            Self::Call { source, .. } if is_away(*source) => ExitCode::Transient,
+            Self::Call { .. } => ExitCode::Volume,
+            Self::InTheWay { .. } | Self::Refused { .. } => ExitCode::Occupied,
             Self::Held(_) => ExitCode::Transient,
             Self::Full { .. } => ExitCode::Volume,
         }
@@ -106,6 +138,31 @@ pub(crate) fn failed(
     move |source| VolumeError::Call { action, path, source }
 }
 
+/// A failed call that named something new at `path`.
+pub(crate) fn naming(
+    action: &'static str,
+    path: impl Into<String>,
+) -> impl FnOnce(Errno) -> VolumeError {
+    let path = path.into();
+    move |source| match is_refusal(source) {
+        true => VolumeError::Refused { path, source },
+        false => VolumeError::Call { action, path, source },
+    }
+}
+
+/// Calls again when the call was interrupted: some file systems of FUSE answer so on their own, but
+/// none that is of use does so for ever.
+pub(crate) fn uninterrupted<T>(call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+    const TRIES: u32 = 100;
+    for _ in 1..TRIES {
+        match call() {
+            Err(Errno::INTR) => {}
+            done => return done,
+        }
+    }
+    call()
+}
+
 /// An I/O error of std as the errno that it came from.
 pub(crate) fn errno(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
@@ -117,21 +174,91 @@ pub(crate) fn open_or_make_directory(
     path: &str,
 ) -> Result<OwnedFd, VolumeError> {
     for _ in 0..2 {
-        match fs::openat(&at, name, DIRECTORY, Mode::empty()) {
-            Err(Errno::NOENT) => match fs::mkdirat(&at, name, DIRECTORY_MODE) {
+        match uninterrupted(|| fs::openat(&at, name, DIRECTORY, Mode::empty())) {
+            Err(Errno::NOENT) => match uninterrupted(|| fs::mkdirat(&at, name, DIRECTORY_MODE)) {
                 Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(failed("make directory", path)(errno)),
+                Err(errno) => return Err(naming("make directory", path)(errno)),
             },
             Err(Errno::NOTDIR | Errno::LOOP) => {
                 return Err(in_the_way(at, name, path, "a directory"));
             }
-            other => return other.map_err(failed("open directory", path)),
+            other => return other.map_err(naming("open directory", path)),
         }
     }
     Err(failed("open directory", path)(Errno::NOENT))
 }
 
-fn in_the_way(at: impl AsFd, name: &str, path: &str, wanted: &'static str) -> VolumeError {
+/// How many names a file may have that is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// One: what is written to it must not show under another name, inside the volume or outside.
+    One,
+    /// Any: it is only read, or locked.
+    Any,
+}
+
+/// Opens a regular file, and nothing else: a symlink leads elsewhere, and opening a FIFO may wait for
+/// ever. `flags` must not truncate, because what is opened is looked at first.
+pub(crate) fn open_file(
+    at: impl AsFd,
+    name: &str,
+    path: &str,
+    flags: OFlags,
+    names: Names,
+) -> Result<OwnedFd, VolumeError> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match uninterrupted(|| fs::openat(&at, name, flags, FILE_MODE)) {
+        Ok(file) => file,
+        // a symlink, a directory, a socket or FIFO, a device without a driver
+        Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::NODEV) => {
+            return Err(in_the_way(at, name, path, "a file"));
+        }
+        Err(errno) => return Err(failed("open", path)(errno)),
+    };
+    let stat = uninterrupted(|| fs::fstat(&file)).map_err(failed("look at", path))?;
+    if !FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(in_the_way(at, name, path, "a file"));
+    }
+    if names == Names::One && stat.st_nlink > 1 {
+        let (found, wanted) = ("a file with several names (hard links)", "a file of one name");
+        return Err(VolumeError::InTheWay { path: path.to_owned(), found, wanted });
+    }
+    Ok(file)
+}
+
+/// Makes a new file, in place of whatever has the name.
+pub(crate) fn new_file(
+    at: impl AsFd,
+    name: &str,
+    path: &str,
+    flags: OFlags,
+) -> Result<OwnedFd, VolumeError> {
+    remove_file(&at, name, path)?;
+    let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    uninterrupted(|| fs::openat(&at, name, flags, FILE_MODE)).map_err(failed("make", path))
+}
+
+/// Removes what has the name, if anything does, and says whether.
+pub(crate) fn remove_file(at: impl AsFd, name: &str, path: &str) -> Result<bool, VolumeError> {
+    let unlink = |flags| uninterrupted(|| fs::unlinkat(&at, name, flags));
+    let gone = match unlink(AtFlags::empty()) {
+        Err(Errno::ISDIR) => unlink(AtFlags::REMOVEDIR),
+        other => other,
+    };
+    match gone {
+        Ok(()) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Err(in_the_way(at, name, path, "a file")),
+        Err(errno) => Err(failed("remove", path)(errno)),
+    }
+}
+
+pub(crate) fn in_the_way(
+    at: impl AsFd,
+    name: &str,
+    path: &str,
+    wanted: &'static str,
+) -> VolumeError {
     let found = match fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink => "a symlink",
@@ -167,7 +294,8 @@ pub(crate) fn write_failed(at: impl AsFd, path: &str, needed: u64, errno: Errno)
 
 /// The room on the file system of `at`.
 pub(crate) fn room(at: impl AsFd) -> Result<Room, VolumeError> {
-    let stat = fs::fstatvfs(at).map_err(failed("ask for the room on", "the volume"))?;
+    let stat =
+        uninterrupted(|| fs::fstatvfs(&at)).map_err(failed("ask for the room on", "the volume"))?;
     Ok(Room {
         available: stat.f_bavail.saturating_mul(stat.f_frsize),
         // some network file systems answer zero for both: they do not count files

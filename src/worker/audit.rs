@@ -47,7 +47,10 @@ pub fn audit(path: &Path, differs: &(dyn Fn(&str) + Sync)) -> Result<Audit, Fail
         let own = volume.base().shard(ShardOf { index, count: marker.shards })?;
         match own.map_or(Ok(None), |own| own.read(MANIFEST))? {
             Some(manifest) => digests.push(audit.read(&volume, manifest, differs)?),
-            None => digests.push("missing".to_owned()),
+            None => {
+                digests.push("missing".to_owned());
+                break;
+            }
         }
     }
     let named = match digests.as_slice() {

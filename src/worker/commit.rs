@@ -5,13 +5,13 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::at::{VolumeError, errno};
 use super::failure::Failure;
-use super::inspect::{Held, History, Lines, MANIFEST, MARKER};
+use super::inspect::{self, Held, History, Lines, MANIFEST, MARKER};
 use super::list::{Entry, Target};
 use super::manifest::{FileRecord, Line, VERSION, hex};
 use super::progress::Counters;
@@ -79,6 +79,15 @@ struct State {
     tally: Tally,
 }
 
+/// A manifest that only lacks its last line.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    /// The SHA-256 of its lines.
+    digest: Sha256,
+    /// Where they end.
+    end: u64,
+}
+
 /// What was committed in all.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Totals {
@@ -95,14 +104,14 @@ impl Ledger {
         counters: &Arc<Counters>,
         identity: &SourceIdentity,
         history: &History,
-        boot: &str,
+        folds_names: bool,
     ) -> Result<Self, Failure> {
-        let file = volume.own().open(MANIFEST, OFlags::CREATE | OFlags::RDWR)?;
+        let file = volume.own().open(MANIFEST)?;
         file.set_len(history.end).map_err(|error| volume.writing(MANIFEST, 0, errno(&error)))?;
         let ledger = Self {
             volume: Arc::clone(volume),
             counters: Arc::clone(counters),
-            folds_names: volume.folds_names()?,
+            folds_names,
             naming: Mutex::default(),
             checkpointing: Mutex::default(),
             state: Mutex::new(State {
@@ -127,7 +136,7 @@ impl Ledger {
             ledger.append(&mut state, &Line::Untrusted { from })?;
         }
         let at = chrono::Utc::now().to_rfc3339();
-        ledger.append(&mut state, &Line::Begin { boot: boot.to_owned(), at })?;
+        ledger.append(&mut state, &Line::Begin { boot: inspect::boot_id(), at })?;
         drop(state);
         Ok(ledger)
     }
@@ -157,9 +166,9 @@ impl Ledger {
             return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
         };
         let Finished { name, file, digests, checked } = finished;
-        let _alone =
-            self.folds_names.then(|| self.naming.lock().unwrap_or_else(PoisonError::into_inner));
-        match self.volume.publish(&name, file, path, entry.modified_ms)? {
+        let _alone = self.alone();
+        let published = self.volume.publish(&name, file, path, entry.modified_ms);
+        match published.map_err(|error| self.named(entry, error))? {
             Published::New => {}
             // it may read a large file, or the manifest: not where requests are served
             Published::Exists => tokio::task::block_in_place(|| {
@@ -167,6 +176,25 @@ impl Ledger {
             })?,
         }
         self.adopt(entry, path.clone(), digests, checked)
+    }
+
+    /// Nobody else names anything meanwhile, where two names may be one file.
+    fn alone(&self) -> Option<std::sync::MutexGuard<'_, ()>> {
+        self.folds_names.then(|| self.naming.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Why an entry could not have its place. Where names are folded, what is in the way may be
+    /// another key's.
+    fn named(&self, entry: &Entry, error: VolumeError) -> Failure {
+        if let VolumeError::InTheWay { path: found, .. } = &error
+            && self.folds_names
+            && let Ok(found) = found.parse::<VolumePath>()
+            && let Ok(Some(stat)) = self.volume.stat(&found)
+            && let Ok(Some(other)) = self.other_at(&found, &stat)
+        {
+            return Failure::OnePath { key: entry.key.clone(), other };
+        }
+        Failure::at(&entry.key)(error)
     }
 
     /// Records that the file at `path`, with these checksums, is the object.
@@ -210,7 +238,9 @@ impl Ledger {
         let Target::Directory(path) = &entry.target else {
             return Err(Failure::Unexpected(format!("{} is no directory", entry.key)));
         };
-        self.volume.make_directory(path)?;
+        let _alone = self.alone();
+        let made = self.volume.make_directory(path);
+        made.map_err(|error| self.named(entry, error))?;
         let mut state = self.state();
         state.directories += 1;
         if kept {
@@ -222,10 +252,26 @@ impl Ledger {
 
     /// Removes what the source does not list any more.
     pub(crate) fn remove(&self, held: &Held) -> Result<(), Failure> {
+        let _alone = self.alone();
+        if let Held::File { record, .. } = held
+            && self.is_of_another(record)?
+        {
+            return self.forget(held);
+        }
         held.remove_from(&self.volume)?;
         self.counters.removed_objects.fetch_add(1, Relaxed);
         let mut state = self.state();
         self.append(&mut state, &Line::Gone { relative: held.relative().to_owned() })
+    }
+
+    /// Whether the file that is found at a record's path is by now that of another key, whose name
+    /// is folded into this one.
+    fn is_of_another(&self, record: &FileRecord) -> Result<bool, Failure> {
+        if !self.folds_names || self.volume.is_spelled(&record.path)? {
+            return Ok(false);
+        }
+        let Some(stat) = self.volume.stat(&record.path)? else { return Ok(false) };
+        Ok(self.other_at(&record.path, &stat)?.is_some())
     }
 
     /// Forgets what is no longer ours to keep, and leaves it where it is.
@@ -245,17 +291,18 @@ impl Ledger {
     ) -> Result<(), Failure> {
         let stands = self.volume.stat(path)?;
         let kind = stands.map(|stat| FileType::from_raw_mode(stat.st_mode));
+        if !replaces
+            && self.folds_names
+            && let Some(stands) = &stands
+            && let Some(other) = self.other_at(path, stands)?
+        {
+            return Err(Failure::OnePath { key: entry.key.clone(), other });
+        }
         if kind.is_some_and(FileType::is_dir) {
             // the listing has this key as a file, so nothing below it is listed: what earlier
             // runs committed there is stale
             self.clear_directory(path)?;
         } else if !replaces {
-            if let Some(stands) = stands
-                && self.folds_names
-                && let Some(other) = self.same_file(path, stands.st_ino, stands.st_size as u64)?
-            {
-                return Err(Failure::OnePath { key: entry.key.clone(), other });
-            }
             let same = match kind {
                 None => true,
                 Some(kind) => kind.is_file() && self.has_bytes(path, digests)?,
@@ -267,26 +314,43 @@ impl Ledger {
         Ok(self.volume.replace(name, path)?)
     }
 
-    /// Another path of a committed file that is this very file; a file system that folds names
-    /// gives two keys one file.
-    fn same_file(
-        &self,
-        path: &VolumePath,
-        inode: u64,
-        size: u64,
-    ) -> Result<Option<VolumePath>, Failure> {
+    /// The path of another key that takes this very file or directory at `path`, as which `stands`:
+    /// a file system that folds names gives two keys one file.
+    fn other_at(&self, path: &VolumePath, stands: &Stat) -> Result<Option<VolumePath>, Failure> {
         let Some(file) = self.volume.own().read(MANIFEST)? else { return Ok(None) };
+        let depth = path.as_str().split('/').count();
         let mut lines = Lines::new(file)?;
+        let mut found: Option<(String, VolumePath)> = None;
         while let Some((_, line)) = lines.next()? {
-            if let Line::File(record) = line
-                && record.size == size
-                && record.path != *path
-                && self.volume.stat(&record.path)?.is_some_and(|stat| stat.st_ino == inode)
+            let (relative, other) = match line {
+                // a file of another size needs no look
+                Line::File(record)
+                    if record.size != stands.st_size as u64
+                        && record.path.as_str().split('/').count() == depth =>
+                {
+                    continue;
+                }
+                Line::File(record) => (record.relative, record.path),
+                Line::Directory { relative, path } => (relative, path),
+                Line::Gone { relative } => {
+                    // it was there, and is no longer listed
+                    found = found.filter(|(found, _)| *found != relative);
+                    continue;
+                }
+                _ => continue,
+            };
+            let mut ends = other.as_str().match_indices('/').map(|(at, _)| at);
+            let end = ends.nth(depth - 1).unwrap_or(other.as_str().len());
+            let above = &other.as_str()[..end];
+            if above != path.as_str()
+                && above.split('/').count() == depth
+                && let Ok(above) = above.parse::<VolumePath>()
+                && self.volume.stat(&above)?.is_some_and(|stat| stat.st_ino == stands.st_ino)
             {
-                return Ok(Some(record.path));
+                found = Some((relative, other));
             }
         }
-        Ok(None)
+        Ok(found.map(|(_, path)| path))
     }
 
     fn has_bytes(&self, path: &VolumePath, digests: &Digests) -> Result<bool, Failure> {
@@ -333,39 +397,58 @@ impl Ledger {
             }
             state.end
         };
-        // lines that are appended meanwhile are not vouched for
-        self.sync()?;
+        self.sync_before(end)
+    }
+
+    /// Syncs the file system, and notes that all lines before `end` are on the device; lines that are
+    /// appended meanwhile are not vouched for.
+    fn sync_before(&self, end: u64) -> Result<(), Failure> {
+        let synced = self.volume.sync();
         let mut state = self.state();
+        self.noted(&mut state, synced)?;
         let nothing_since = state.end == end;
         self.append(&mut state, &Line::Synced { before: end })?;
         state.synced = end;
         if nothing_since {
             state.quiet = state.end;
         }
-        Ok(())
+        let file = state.file.try_clone();
+        drop(state);
+        // else the line itself would come to the device with the next sync only
+        let synced = file.map_err(|error| errno(&error)).and_then(rustix::fs::fdatasync);
+        let synced = synced.map_err(|errno| self.volume.writing(MANIFEST, 0, errno));
+        Ok(self.noted(&mut self.state(), synced)?)
     }
 
-    /// Syncs the file system. If that fails, what was committed since the last sync is noted as not
-    /// to be trusted: the page cache still shows bytes that the device has lost.
-    pub(crate) fn sync(&self) -> Result<(), Failure> {
-        let synced = self.volume.sync();
-        if synced.is_err() {
-            let mut state = self.state();
+    /// Syncs everything, and says so in the settled manifest's last line: where the marker is taken
+    /// away, the files can still be trusted. The manifest's SHA-256.
+    pub(crate) fn conclude(&self, settled: Settled) -> Result<String, Failure> {
+        let Settled { mut digest, end } = settled;
+        self.sync_before(end)?;
+        digest.update(Line::Synced { before: end }.encode());
+        Ok(hex(&digest.finalize()))
+    }
+
+    /// Takes what a sync answered. If it failed, what was committed since the last one is noted as
+    /// not to be trusted: the page cache still shows bytes that the device has lost.
+    fn noted(&self, state: &mut State, synced: Result<(), VolumeError>) -> Result<(), VolumeError> {
+        if let Err(error) = synced {
+            // a sync that failed elsewhere: what else was lost is told now, not to the next run
+            let _ = self.volume.sync();
             let from = state.synced;
-            self.append(&mut state, &Line::Untrusted { from })?;
+            // a volume that takes no line either says so itself at the next run
+            if let Err(failure) = self.append(state, &Line::Untrusted { from }) {
+                tracing::warn!(error = %failure, "what may be lost cannot be noted");
+            }
+            return Err(error);
         }
-        Ok(synced?)
+        Ok(())
     }
 
     /// Waits for a checkpoint under way; none follows.
     pub(crate) fn close(&self) {
         let _alone = self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner);
         self.state().closed = true;
-    }
-
-    /// Whether names that differ only in case or composition are one file here.
-    pub(crate) fn folds_names(&self) -> bool {
-        self.folds_names
     }
 
     /// What was committed so far.
@@ -379,25 +462,30 @@ impl Ledger {
         }
     }
 
-    /// Settles the manifest: one line a file, and its SHA-256; with `sha256`, also `SHA256SUMS`.
-    pub(crate) fn settle(&self, sha256: bool) -> Result<String, Failure> {
+    /// Settles the manifest: one line a file; with `sha256`, also `SHA256SUMS`.
+    pub(crate) fn settle(&self, sha256: bool) -> Result<Settled, Failure> {
         let mut state = self.state();
         if state.superseded {
+            let own = self.volume.own();
             let file = self.compacted(&state.file, state.end)?;
+            self.noted(&mut state, own.sync_file("manifest.new", &file))?;
+            own.rename("manifest.new", MANIFEST)?;
             state.end = file.metadata().map_or(0, |meta| meta.len());
             state.file = file;
             state.superseded = false;
             state.synced = 0;
+            self.noted(&mut state, own.sync())?;
+        } else {
+            // syncfs does not reach every file system's server (FUSE has no such call)
+            let synced = self.volume.own().sync_file(MANIFEST, &state.file);
+            self.noted(&mut state, synced)?;
         }
         let mut sums = match sha256 {
-            true => {
-                let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY;
-                Some(BufWriter::new(self.volume.own().open("SHA256SUMS.new", flags)?))
-            }
+            true => Some(BufWriter::new(self.volume.own().draft("SHA256SUMS.new")?)),
             false => None,
         };
-        let reader = self.volume.own().open(MANIFEST, OFlags::RDONLY)?;
-        let mut lines = Lines::new(reader)?;
+        let gone = || Failure::Unexpected("the manifest is gone".to_owned());
+        let mut lines = Lines::new(self.volume.own().read(MANIFEST)?.ok_or_else(gone)?)?;
         let mut digest = Sha256::new();
         let removed = self.counters.removed_objects.load(Relaxed) > 0;
         while let Some((_, line)) = lines.next()? {
@@ -421,21 +509,21 @@ impl Ledger {
                 let file = sums
                     .into_inner()
                     .map_err(|error| self.volume.writing(SUMS, 0, errno(error.error())))?;
-                self.volume.own().settle("SHA256SUMS.new", SUMS, &file)?;
+                let settled = self.volume.own().settle("SHA256SUMS.new", SUMS, &file);
+                self.noted(&mut state, settled)?;
             }
             None => self.volume.own().remove(SUMS)?,
         }
-        Ok(hex(&digest.finalize()))
+        Ok(Settled { digest, end: state.end })
     }
 
-    /// Writes the manifest anew, in key order, the last line of each key only.
+    /// A draft of the manifest, in key order, the last line of each key only.
     fn compacted(&self, file: &File, end: u64) -> Result<File, Failure> {
         let wrong = |error: std::io::Error| -> Failure {
             self.volume.writing(MANIFEST, 0, errno(&error)).into()
         };
         let mut lines = Lines::new(file.try_clone().map_err(wrong)?)?;
-        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR;
-        let draft = self.volume.own().open("manifest.new", flags)?;
+        let draft = self.volume.own().draft("manifest.new")?;
         let mut out = BufWriter::with_capacity(1 << 17, draft);
         let mut sorter = Sorter::new(self.volume.own().spill());
         let mut begin = Vec::new();
@@ -475,7 +563,6 @@ impl Ledger {
         }
         let mut file = out.into_inner().map_err(|error| wrong(error.into_error()))?;
         file.seek(SeekFrom::Start(0)).map_err(wrong)?;
-        self.volume.own().settle("manifest.new", MANIFEST, &file)?;
         Ok(file)
     }
 
@@ -513,9 +600,10 @@ pub(crate) fn read_digests(
 ) -> Result<Option<Digests>, Failure> {
     match volume.read(path) {
         Ok(file) => Ok(Some(digests_of(&file, path.as_str(), 0, u64::MAX, wanted)?)),
-        Err(VolumeError::Call { source: Errno::NOENT | Errno::NOTDIR | Errno::LOOP, .. }) => {
-            Ok(None)
-        }
+        Err(
+            VolumeError::Call { source: Errno::NOENT | Errno::NOTDIR | Errno::LOOP, .. }
+            | VolumeError::InTheWay { .. },
+        ) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

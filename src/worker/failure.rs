@@ -24,6 +24,18 @@ pub enum Failure {
     /// The volume.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// A key's path is a name that the volume's file system does not have.
+    #[error(
+        "key {key} cannot be a path in the volume: its file system refuses {path:?} ({errno}); leave the key out (--exclude), or use another file system"
+    )]
+    Refused {
+        /// The key.
+        key: Key,
+        /// Its path, or that of a directory above it.
+        path: String,
+        /// The system's answer.
+        errno: rustix::io::Errno,
+    },
     /// What the volume is too small for, before it is full.
     #[error(
         "the volume is too small: at least {needed} {what} listed so far, the volume holds {holds}; use a larger volume, or fewer objects (--include, --exclude)"
@@ -137,6 +149,16 @@ pub enum Failure {
         /// The indexes of those that saw something else.
         differing: Vec<u32>,
     },
+    /// What a shard had committed was changed after it was done.
+    #[error(
+        "{path}, which shard {index} had committed, was changed since: by a shard that had an older listing, or by someone else; run all shards again"
+    )]
+    ShardDisturbed {
+        /// Whose file it is.
+        index: u32,
+        /// The file.
+        path: VolumePath,
+    },
     /// `SHA256SUMS` of the source cannot be read.
     #[error("object {key} is no list of SHA-256 checksums: line {line} is not `digest  path`")]
     Sums {
@@ -162,6 +184,16 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What went wrong on the volume at the place of `key`.
+    pub(crate) fn at(key: &Key) -> impl FnOnce(VolumeError) -> Self {
+        move |error| match error {
+            VolumeError::Refused { path, source: errno } => {
+                Self::Refused { key: key.clone(), path, errno }
+            }
+            error => Self::Volume(error),
+        }
+    }
+
     /// The exit code that says this.
     pub fn exit_code(&self) -> ExitCode {
         match self {
@@ -179,14 +211,17 @@ impl Failure {
             Self::NothingListed(_) | Self::OutOfOrder { .. } | Self::Sums { .. } => {
                 ExitCode::Source
             }
-            Self::Foreign { .. }
+            Self::Refused { .. }
+            | Self::Foreign { .. }
             | Self::NoMarker(_)
             | Self::Division { .. }
             | Self::FoldsNames
             | Self::Version { .. }
             | Self::OnePath { .. } => ExitCode::Occupied,
             Self::Mismatch { .. } | Self::Unverifiable(_) => ExitCode::Mismatch,
-            Self::Changed { .. } | Self::ShardsDiffer { .. } => ExitCode::Changed,
+            Self::Changed { .. } | Self::ShardsDiffer { .. } | Self::ShardDisturbed { .. } => {
+                ExitCode::Changed
+            }
             Self::Interrupted(code) => *code,
             Self::Output { .. } | Self::Unexpected(_) => ExitCode::Unexpected,
         }

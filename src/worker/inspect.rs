@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::at::{Room, VolumeError, errno};
 use super::failure::Failure;
-use super::manifest::{FileRecord, Line, MAX_LINE, VERSION};
+use super::manifest::{FileRecord, Line, MAX_LINE, VERSION, version_of};
 use super::own::Own;
 use super::progress::Counters;
 use super::sort::{Sorted, Sorter, SpillFile};
@@ -26,8 +26,7 @@ const MARKER_LIMIT: u64 = 4 << 20;
 pub(crate) enum Held {
     File {
         record: FileRecord,
-        /// Whether its bytes survived for certain: no power was cut since they were written, or
-        /// they had been synced.
+        /// Whether its bytes are on the device for certain: they were synced since they were written.
         trusted: bool,
     },
     Directory {
@@ -71,17 +70,15 @@ pub(crate) fn marker(own: &Own) -> Result<Option<Marker>, Failure> {
     {
         return Ok(Some(marker));
     }
-    match serde_json::from_str::<serde_json::Value>(&text) {
-        Ok(value) => {
-            let found = value.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
-            Err(Failure::Version {
-                file: ".ossvp/complete.json",
-                found: u32::try_from(found).unwrap_or(u32::MAX),
-                known: MARKER_VERSION,
-            })
-        }
+    let value = serde_json::from_str::<serde_json::Value>(&text).unwrap_or_default();
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(found) if found != u64::from(MARKER_VERSION) => Err(Failure::Version {
+            file: ".ossvp/complete.json",
+            found: u32::try_from(found).unwrap_or(u32::MAX),
+            known: MARKER_VERSION,
+        }),
         // renamed into place whole and synced: if it cannot be read, it never was ours to trust
-        Err(_) => {
+        _ => {
             tracing::warn!("the marker cannot be read: the volume is taken as not complete");
             Ok(None)
         }
@@ -90,6 +87,11 @@ pub(crate) fn marker(own: &Own) -> Result<Option<Marker>, Failure> {
 
 fn reading(file: &str, error: &io::Error) -> VolumeError {
     VolumeError::Call { action: "read", path: format!(".ossvp/{file}"), source: errno(error) }
+}
+
+/// What sorting the manifest met: on the volume it needs room of its own.
+fn sorting(error: &io::Error) -> VolumeError {
+    VolumeError::Call { action: "sort", path: ".ossvp/manifest".to_owned(), source: errno(error) }
 }
 
 /// The lines of a manifest with their offsets, up to the first that does not check.
@@ -138,7 +140,8 @@ pub(crate) struct History {
     untrusted: Vec<Range<u64>>,
     /// Where the manifest's valid lines end; the next run appends there.
     pub(crate) end: u64,
-    /// Whether this boot's run must note that lines before are not to be trusted.
+    /// From where on lines of earlier runs are not to be trusted, if any are not; the next run notes
+    /// it.
     pub(crate) note_untrusted: Option<u64>,
     /// Bytes of all files that are recorded, superseded ones counted again.
     pub(crate) bytes: u64,
@@ -211,7 +214,7 @@ pub(crate) struct Past {
 ///
 /// # Errors
 /// [`Failure::Version`] for a manifest of another version.
-pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Past>, Failure> {
+pub(crate) fn past(own: &Own, spill: SpillFile) -> Result<Option<Past>, Failure> {
     let Some(file) = own.read(MANIFEST)? else { return Ok(None) };
     let mut lines = Lines::new(file)?;
     let identity = match lines.next()? {
@@ -223,26 +226,32 @@ pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Pas
                 known: VERSION,
             });
         }
-        // a header that was torn off: nothing was committed behind it
-        _ => return Ok(None),
+        _ => {
+            return match version_of(lines.raw()) {
+                Some(found) if found != VERSION => {
+                    Err(Failure::Version { file: ".ossvp/manifest", found, known: VERSION })
+                }
+                // a header that was torn off: nothing was committed behind it
+                _ => Ok(None),
+            };
+        }
     };
     let mut sorter = Sorter::new(spill);
     let mut history = History::none();
     let mut synced = 0;
-    let mut runs: Vec<(u64, bool)> = Vec::new();
+    let mut last_file = None;
     let mut value = Vec::new();
     while let Some((offset, line)) = lines.next()? {
         let relative = match &line {
             Line::File(record) => {
-                history.bytes += record.size;
+                // a line says what it likes
+                history.bytes = history.bytes.saturating_add(record.size);
                 history.files += 1;
+                last_file = Some(offset);
                 &record.relative
             }
             Line::Directory { relative, .. } | Line::Gone { relative } => relative,
-            Line::Begin { boot: then, .. } => {
-                runs.push((offset, then == boot));
-                continue;
-            }
+            Line::Begin { .. } => continue,
             Line::Synced { before } => {
                 synced = synced.max(*before);
                 continue;
@@ -257,19 +266,18 @@ pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Pas
         value.extend_from_slice(&offset.to_le_bytes());
         let raw = lines.raw();
         value.extend_from_slice(&raw[..raw.len() - 1]);
-        sorter.push(relative.as_bytes(), &value).map_err(|error| reading(MANIFEST, &error))?;
+        sorter.push(relative.as_bytes(), &value).map_err(|error| sorting(&error))?;
     }
     history.end = lines.end();
-    // runs of other boots: what they wrote after the last sync may be lost
-    let this_boot = runs.iter().rev().take_while(|(_, same)| *same).last();
-    let end_of_others = this_boot.map_or(history.end, |(offset, _)| *offset);
-    if synced < end_of_others {
-        history.untrusted.push(synced..end_of_others);
-        // this boot's first run notes it, so that its own syncs do not vouch for those files
-        history.note_untrusted = this_boot.is_none().then_some(synced);
+    // what came after the last sync may be lost. It does not help to know that this machine was not
+    // booted since: the disk may have lost its power alone, or have been torn off
+    if last_file.is_some_and(|last| last >= synced) {
+        history.untrusted.push(synced..history.end);
+        // so that the next run's own syncs do not vouch for those files before it has read them
+        history.note_untrusted = Some(synced);
     }
-    let mut sorted = sorter.finish().map_err(|error| reading(MANIFEST, &error))?;
-    history.next = sorted.next().map_err(|error| reading(MANIFEST, &error))?;
+    let mut sorted = sorter.finish().map_err(|error| sorting(&error))?;
+    history.next = sorted.next().map_err(|error| sorting(&error))?;
     history.sorted = Some(sorted);
     Ok(Some(Past { identity, history }))
 }
@@ -310,11 +318,10 @@ impl Capacity {
     }
 }
 
-/// The id of this boot of the machine: a new one means that the power may have been cut.
+/// The id of this boot of the machine: for whoever reads a manifest after a power cut.
 pub(crate) fn boot_id() -> String {
     match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
         Ok(id) => id.trim().to_owned(),
-        // never equal to another: everything since the last sync is read again
-        Err(_) => format!("unknown-{}-{:?}", std::process::id(), std::time::SystemTime::now()),
+        Err(_) => "unknown".to_owned(),
     }
 }

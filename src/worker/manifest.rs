@@ -162,6 +162,13 @@ impl Line {
     }
 }
 
+/// The version that a header says, also one whose other fields are not known here.
+pub(crate) fn version_of(line: &[u8]) -> Option<u32> {
+    let body = unseal(line.strip_suffix(b"\n")?)?;
+    let mut fields = body.split('\t');
+    (fields.next()? == "ossvp-manifest").then(|| fields.next()?.parse().ok())?
+}
+
 /// `=` for a key that is its path, else `=` and the key: a key may itself be `=`.
 fn key_field<'a>(relative: &'a str, path: &str) -> std::borrow::Cow<'a, str> {
     if relative == path { "=".into() } else { format!("={relative}").into() }

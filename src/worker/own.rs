@@ -5,11 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{self, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::at::{
-    DIRECTORY, FILE_MODE, VolumeError, errno, failed, open_or_make_directory, write_failed,
+    DIRECTORY, Names, VolumeError, errno, failed, in_the_way, new_file, open_file,
+    open_or_make_directory, remove_file, uninterrupted, write_failed,
 };
 use super::sort::SpillFile;
 use crate::handoff::ShardOf;
@@ -52,9 +53,12 @@ impl Own {
     pub(crate) fn shard(&self, shard: ShardOf) -> Result<Option<Self>, VolumeError> {
         let name = if shard == ShardOf::WHOLE { ".".to_owned() } else { Self::shard_name(shard) };
         let path = format!("{}/{name}", self.path);
-        match fs::openat(&self.fd, name.as_str(), DIRECTORY, Mode::empty()) {
+        match uninterrupted(|| fs::openat(&self.fd, name.as_str(), DIRECTORY, Mode::empty())) {
             Ok(fd) => Ok(Some(Self::new(fd, path))),
             Err(Errno::NOENT) => Ok(None),
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                Err(in_the_way(&self.fd, &name, &path, "a directory"))
+            }
             Err(errno) => Err(failed("open", path)(errno)),
         }
     }
@@ -63,7 +67,8 @@ impl Own {
         self.fd.as_fd()
     }
 
-    fn shown(&self, name: &str) -> String {
+    /// As messages show the file `name` here.
+    pub(crate) fn shown(&self, name: &str) -> String {
         format!("{}/{name}", self.path)
     }
 
@@ -82,17 +87,21 @@ impl Own {
         Ok(found)
     }
 
-    /// Opens a file.
-    pub(crate) fn open(&self, name: &str, flags: OFlags) -> Result<File, VolumeError> {
-        fs::openat(&self.fd, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, FILE_MODE)
-            .map(File::from)
-            .map_err(failed("open", self.shown(name)))
+    /// Opens a file to read and write it, made if missing.
+    pub(crate) fn open(&self, name: &str) -> Result<File, VolumeError> {
+        let flags = OFlags::CREATE | OFlags::RDWR;
+        Ok(open_file(&self.fd, name, &self.shown(name), flags, Names::One)?.into())
+    }
+
+    /// Makes a new file, in place of what an earlier run left under its name.
+    pub(crate) fn draft(&self, name: &str) -> Result<File, VolumeError> {
+        Ok(new_file(&self.fd, name, &self.shown(name), OFlags::RDWR)?.into())
     }
 
     /// Opens a file for reading, if it exists.
     pub(crate) fn read(&self, name: &str) -> Result<Option<File>, VolumeError> {
-        match self.open(name, OFlags::RDONLY) {
-            Ok(file) => Ok(Some(file)),
+        match open_file(&self.fd, name, &self.shown(name), OFlags::RDONLY, Names::Any) {
+            Ok(file) => Ok(Some(file.into())),
             Err(VolumeError::Call { source: Errno::NOENT, .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -105,9 +114,10 @@ impl Own {
         name: &str,
         operation: FlockOperation,
     ) -> Result<Option<File>, VolumeError> {
-        let file = self.open(name, OFlags::CREATE | OFlags::RDWR)?;
-        match fs::flock(&file, operation) {
-            Ok(()) => Ok(Some(file)),
+        let flags = OFlags::CREATE | OFlags::RDWR;
+        let file = open_file(&self.fd, name, &self.shown(name), flags, Names::Any)?;
+        match uninterrupted(|| fs::flock(&file, operation)) {
+            Ok(()) => Ok(Some(file.into())),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(failed("lock", self.shown(name))(errno)),
         }
@@ -116,7 +126,7 @@ impl Own {
     /// Writes a file so that it is there whole or not at all, also after a power cut.
     pub(crate) fn write(&self, name: &str, contents: &[u8]) -> Result<(), VolumeError> {
         let draft = format!("{name}.new");
-        let file = self.open(&draft, OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY)?;
+        let file = self.draft(&draft)?;
         io::Write::write_all(&mut &file, contents).map_err(|error| {
             write_failed(&self.fd, &self.shown(&draft), contents.len() as u64, errno(&error))
         })?;
@@ -125,31 +135,57 @@ impl Own {
 
     /// Syncs the file `draft`, renames it to `name` and syncs the rename.
     pub(crate) fn settle(&self, draft: &str, name: &str, file: &File) -> Result<(), VolumeError> {
-        fs::fsync(file).map_err(|errno| write_failed(&self.fd, &self.shown(draft), 0, errno))?;
-        fs::renameat(&self.fd, draft, &self.fd, name).map_err(failed("name", self.shown(name)))?;
+        self.sync_file(draft, file)?;
+        self.rename(draft, name)?;
         self.sync()
+    }
+
+    /// Renames the file `draft` to `name`.
+    pub(crate) fn rename(&self, draft: &str, name: &str) -> Result<(), VolumeError> {
+        uninterrupted(|| fs::renameat(&self.fd, draft, &self.fd, name)).map_err(|errno| match errno
+        {
+            Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST => {
+                in_the_way(&self.fd, name, &self.shown(name), "a file")
+            }
+            errno => failed("name", self.shown(name))(errno),
+        })
+    }
+
+    /// Syncs the file `name`.
+    pub(crate) fn sync_file(&self, name: &str, file: &File) -> Result<(), VolumeError> {
+        uninterrupted(|| fs::fsync(file))
+            .map_err(|errno| write_failed(&self.fd, &self.shown(name), 0, errno))
     }
 
     /// Removes a file, if it exists, and syncs that.
     pub(crate) fn remove(&self, name: &str) -> Result<(), VolumeError> {
-        match fs::unlinkat(&self.fd, name, AtFlags::empty()) {
-            Ok(()) => self.sync(),
-            Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(failed("remove", self.shown(name))(errno)),
+        match self.discard(name)? {
+            true => self.sync(),
+            false => Ok(()),
         }
     }
 
-    fn sync(&self) -> Result<(), VolumeError> {
-        fs::fsync(&self.fd).map_err(failed("sync", &self.path))
+    /// Removes a file, if it exists, and says whether.
+    pub(crate) fn discard(&self, name: &str) -> Result<bool, VolumeError> {
+        remove_file(&self.fd, name, &self.shown(name))
+    }
+
+    /// Syncs the directory: which names are in it.
+    pub(crate) fn sync(&self) -> Result<(), VolumeError> {
+        uninterrupted(|| fs::fsync(&self.fd)).map_err(failed("sync", &self.path))
     }
 
     /// A maker of files without a name, for what sorting cannot hold in memory.
     pub(crate) fn spill(self: &Arc<Self>) -> SpillFile {
         let own = Arc::clone(self);
         Box::new(move || {
-            let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR;
-            let file = own.open("spill", flags).map_err(io::Error::other)?;
-            fs::unlinkat(&own.fd, "spill", AtFlags::empty())?;
+            // through its errno, from which the exit code is made
+            let plain = |error| match error {
+                VolumeError::Call { source, .. } => io::Error::from(source),
+                other => io::Error::other(other),
+            };
+            let file = own.draft("spill").map_err(plain)?;
+            own.discard("spill").map_err(plain)?;
             Ok(file)
         })
     }

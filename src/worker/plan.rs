@@ -2,11 +2,13 @@
 //!
 //! Both come in key order, so one entry of each is all that is held.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use rustix::fs::{FileType, Stat};
 
+use super::at::VolumeError;
 use super::failure::Failure;
 use super::inspect::{Capacity, Held, History};
 use super::list::{Entry, Listing, Target};
@@ -89,7 +91,7 @@ fn same_version(entry: &Entry, record: &FileRecord) -> bool {
 
 /// How a committed file stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
+pub(crate) enum Look {
     AsCommitted,
     Changed,
     Gone,
@@ -106,6 +108,13 @@ fn stands(stat: &Stat, size: u64, modified_ms: i64) -> bool {
         && (ns == wanted_ns || coarse)
 }
 
+/// How a committed file stands, by size and time.
+pub(crate) fn look(volume: &Volume, record: &FileRecord) -> Result<Look, VolumeError> {
+    let Some(stat) = volume.stat(&record.path)? else { return Ok(Look::Gone) };
+    let same = stands(&stat, record.size, record.modified_ms);
+    Ok(if same { Look::AsCommitted } else { Look::Changed })
+}
+
 /// Merges listing and history.
 #[derive(Debug)]
 pub(crate) struct Planner {
@@ -114,6 +123,9 @@ pub(crate) struct Planner {
     /// An entry whose old place is being removed.
     moving: Option<Entry>,
     history: History,
+    /// Where names are folded: entries whose place something has that is not recorded under their
+    /// key. It may be a stale file of another spelling, so they come after all removals.
+    late: VecDeque<Entry>,
     /// Whether an earlier run may have left files without a record.
     adopts: bool,
     held: Option<Held>,
@@ -132,6 +144,8 @@ pub(crate) struct Needs {
     pub(crate) capacity: Option<Capacity>,
     /// The source, if it must not be empty.
     pub(crate) not_empty: Option<String>,
+    /// Whether two names may be one file on the volume.
+    pub(crate) folds_names: bool,
 }
 
 impl Planner {
@@ -147,6 +161,7 @@ impl Planner {
             listing,
             listed: None,
             moving: None,
+            late: VecDeque::new(),
             adopts: !history.is_none(),
             history,
             held: None,
@@ -180,6 +195,9 @@ impl Planner {
         loop {
             let order = match (&self.listed, &self.held) {
                 (None, None) => {
+                    if let Some(entry) = self.late.pop_front() {
+                        return Ok(Some(decide(entry, None, self.needs.demands)));
+                    }
                     self.counters.listing_done.store(true, Relaxed);
                     return Ok(None);
                 }
@@ -227,7 +245,21 @@ impl Planner {
             }
             return Ok(Some(Action::Adopt(entry)));
         }
+        if held.is_none() && self.needs.folds_names && self.is_taken(&entry)? {
+            self.late.push_back(entry);
+            return Ok(None);
+        }
         Ok(Some(decide(entry, held, self.needs.demands)))
+    }
+
+    /// Whether something stands in the entry's way.
+    fn is_taken(&self, entry: &Entry) -> Result<bool, Failure> {
+        let Some(volume) = &self.volume else { return Ok(false) };
+        let taken = match &entry.target {
+            Target::File(path) => volume.is_taken(path, false),
+            Target::Directory(path) => volume.is_taken(path, true),
+        };
+        taken.map_err(Failure::at(&entry.key))
     }
 
     /// Whether a file stands in the entry's place that might be it, by size and time.
@@ -235,8 +267,12 @@ impl Planner {
         let (Target::File(path), Some(volume)) = (&entry.target, &self.volume) else {
             return Ok(false);
         };
-        let stat = if entry.symlink { None } else { volume.stat(path)? };
-        Ok(stat.is_some_and(|stat| stands(&stat, entry.size, entry.modified_ms)))
+        if entry.symlink {
+            return Ok(false);
+        }
+        let stat = volume.stat(path).map_err(Failure::at(&entry.key))?;
+        Ok(stat.is_some_and(|stat| stands(&stat, entry.size, entry.modified_ms))
+            && (!self.needs.folds_names || volume.is_spelled(path)?))
     }
 
     /// Removes what is no longer listed, unless someone changed it since.
@@ -256,12 +292,11 @@ impl Planner {
         Ok(std::mem::replace(&mut self.held, next))
     }
 
-    /// How the file stands, by size and time.
     fn look(&self, record: &FileRecord) -> Result<Look, Failure> {
-        let Some(volume) = &self.volume else { return Ok(Look::AsCommitted) };
-        let Some(stat) = volume.stat(&record.path)? else { return Ok(Look::Gone) };
-        let same = stands(&stat, record.size, record.modified_ms);
-        Ok(if same { Look::AsCommitted } else { Look::Changed })
+        match &self.volume {
+            Some(volume) => Ok(look(volume, record)?),
+            None => Ok(Look::AsCommitted),
+        }
     }
 
     fn check_room(&self) -> Result<(), Failure> {

@@ -10,14 +10,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{
-    self, AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, Stat, Timespec,
-    Timestamps,
+    self, AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat,
+    Timespec, Timestamps,
 };
 use rustix::io::Errno;
 
 use super::at::{
-    DIRECTORY, DIRECTORY_MODE, FILE_MODE, Room, VolumeError, close, drop_cached, errno, failed,
-    open_or_make_directory, room, write_failed,
+    DIRECTORY, DIRECTORY_MODE, FILE_MODE, Names, Room, VolumeError, close, drop_cached, errno,
+    failed, is_refusal, naming, new_file, open_file, open_or_make_directory, remove_file, room,
+    uninterrupted, write_failed,
 };
 use super::own::Own;
 use crate::handoff::ShardOf;
@@ -192,10 +193,13 @@ impl Volume {
     ) -> Result<T, VolumeError> {
         self.while_directories_go(|| {
             let done = match path.parent() {
-                None => call(self.root.as_fd(), path.name()),
-                parent => call(self.directory(parent)?.as_fd(), path.name()),
+                None => uninterrupted(|| call(self.root.as_fd(), path.name())),
+                parent => {
+                    let directory = self.directory(parent)?;
+                    uninterrupted(|| call(directory.as_fd(), path.name()))
+                }
             };
-            done.map_err(failed("name", path.as_str()))
+            done.map_err(naming("name", path.as_str()))
         })
     }
 
@@ -218,8 +222,9 @@ impl Volume {
     fn beside_existing<T>(
         &self,
         path: &VolumePath,
-        call: impl FnOnce(BorrowedFd<'_>, &str) -> Result<T, Errno>,
+        call: impl Fn(BorrowedFd<'_>, &str) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
+        let call = |at: BorrowedFd<'_>, name: &str| uninterrupted(|| call(at, name));
         let Some(parent) = path.parent() else {
             return call(self.root.as_fd(), path.name());
         };
@@ -229,7 +234,7 @@ impl Volume {
         let mut at: Option<OwnedFd> = None;
         for name in parent.split('/') {
             let from = at.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
-            at = Some(fs::openat(from, name, DIRECTORY, Mode::empty())?);
+            at = Some(uninterrupted(|| fs::openat(from, name, DIRECTORY, Mode::empty()))?);
         }
         call(at.as_ref().map_or(self.root.as_fd(), AsFd::as_fd), path.name())
     }
@@ -240,16 +245,59 @@ impl Volume {
         match self.beside_existing(path, stat) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-            Err(errno) => Err(failed("look at", path.as_str())(errno)),
+            Err(errno) => Err(naming("look at", path.as_str())(errno)),
         }
     }
 
+    /// Whether something stands in the way of `path`: there, unless both are directories, or as a
+    /// file in the place of a directory above.
+    pub(crate) fn is_taken(&self, path: &VolumePath, directory: bool) -> Result<bool, VolumeError> {
+        let stat = |at: BorrowedFd<'_>, name: &str| fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW);
+        match self.beside_existing(path, stat) {
+            Ok(stat) => Ok(!(directory && FileType::from_raw_mode(stat.st_mode).is_dir())),
+            Err(Errno::NOENT) => Ok(false),
+            Err(Errno::NOTDIR | Errno::LOOP) => Ok(true),
+            Err(errno) => Err(naming("look at", path.as_str())(errno)),
+        }
+    }
+
+    /// Whether `path` stands in its directories in just this spelling: where names are folded, it is
+    /// found by others too.
+    pub(crate) fn is_spelled(&self, path: &VolumePath) -> Result<bool, VolumeError> {
+        let wrong = || failed("look for", path.as_str());
+        let mut at: Option<OwnedFd> = None;
+        for name in path.as_str().split('/') {
+            let from = at.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
+            // a second descriptor: reading a directory moves its position
+            let directory = fs::openat(from, ".", DIRECTORY, Mode::empty()).map_err(wrong())?;
+            let mut found = false;
+            for entry in fs::Dir::read_from(directory).map_err(wrong())? {
+                found |= entry.map_err(wrong())?.file_name().to_bytes() == name.as_bytes();
+            }
+            if !found {
+                return Ok(false);
+            }
+            at = match fs::openat(from, name, DIRECTORY, Mode::empty()) {
+                Ok(fd) => Some(fd),
+                // the last segment; or something that cannot hold the others
+                Err(Errno::NOTDIR | Errno::LOOP) => break,
+                Err(Errno::NOENT) => return Ok(false),
+                Err(errno) => return Err(wrong()(errno)),
+            };
+        }
+        Ok(true)
+    }
+
     /// Opens the file at `path` for reading.
+    ///
+    /// # Errors
+    /// [`VolumeError::InTheWay`] if it is none.
     pub(crate) fn read(&self, path: &VolumePath) -> Result<File, VolumeError> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        self.beside_existing(path, |at, name| fs::openat(at, name, flags, Mode::empty()))
-            .map(File::from)
-            .map_err(failed("open", path.as_str()))
+        let open = |at: BorrowedFd<'_>, name: &str| {
+            Ok(open_file(at, name, path.as_str(), OFlags::RDONLY, Names::Any))
+        };
+        let opened = self.beside_existing(path, open).map_err(failed("open", path.as_str()))?;
+        Ok(opened?.into())
     }
 
     /// Asks the kernel to read the file at `path` from its device the next time.
@@ -294,17 +342,25 @@ impl Volume {
         Ok(())
     }
 
-    /// Opens the staged file `name`; `fresh` refuses one that exists.
+    /// Opens the staged file `name`; `fresh` refuses one that exists. What is no file of one name
+    /// is replaced: it may have been linked to its own name before a crash, or planted.
     pub(crate) fn stage(
         &self,
         name: &str,
         fresh: bool,
         more: OFlags,
     ) -> Result<OwnedFd, VolumeError> {
+        let (staged, path) = (self.staged(), format!(".ossvp/staged/{name}"));
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | more;
-        let flags = if fresh { flags | OFlags::EXCL } else { flags };
-        fs::openat(self.staged(), name, flags, FILE_MODE)
-            .map_err(failed("make", format!(".ossvp/staged/{name}")))
+        if fresh {
+            let flags = flags | OFlags::EXCL;
+            return uninterrupted(|| fs::openat(staged, name, flags, FILE_MODE))
+                .map_err(failed("make", path));
+        }
+        match open_file(staged, name, &path, flags, Names::One) {
+            Err(VolumeError::InTheWay { .. }) => new_file(staged, name, &path, OFlags::RDWR | more),
+            other => other,
+        }
     }
 
     /// Reserves `size` bytes for a staged file, where the file system can.
@@ -344,17 +400,17 @@ impl Volume {
             tv_sec: modified_ms.div_euclid(1000),
             tv_nsec: (modified_ms.rem_euclid(1000) * 1_000_000) as _,
         };
-        fs::futimens(&file, &Timestamps { last_access: time, last_modification: time })
+        let times = Timestamps { last_access: time, last_modification: time };
+        uninterrupted(|| fs::futimens(&file, &times))
             .map_err(failed("set the time of", path.as_str()))?;
         close(file).map_err(|errno| self.writing(path.as_str(), 0, errno))?;
         self.beside(path, |at, own_name| {
             let moved =
                 fs::renameat_with(self.staged(), name, at, own_name, RenameFlags::NOREPLACE);
             let moved = match moved {
-                // NFS and some FUSE file systems know no flags: a link does not replace either
+                // NFS and some FUSE file systems know no flags
                 Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                    fs::linkat(self.staged(), name, at, own_name, AtFlags::empty())
-                        .and_then(|()| fs::unlinkat(self.staged(), name, AtFlags::empty()))
+                    self.publish_without_flags(name, at, own_name)
                 }
                 other => other,
             };
@@ -364,6 +420,27 @@ impl Volume {
                 Err(errno) => Err(errno),
             }
         })
+    }
+
+    /// A link does not replace what is there, as a rename does. A file system that has no links
+    /// either is asked what is there, and trusted that no one puts something there meanwhile.
+    fn publish_without_flags(
+        &self,
+        name: &str,
+        at: BorrowedFd<'_>,
+        own_name: &str,
+    ) -> Result<(), Errno> {
+        match fs::linkat(self.staged(), name, at, own_name, AtFlags::empty()) {
+            Ok(()) => uninterrupted(|| fs::unlinkat(self.staged(), name, AtFlags::empty())),
+            Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP | Errno::MLINK) => {
+                match fs::statat(at, own_name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(_) => Err(Errno::EXIST),
+                    Err(Errno::NOENT) => fs::renameat(self.staged(), name, at, own_name),
+                    Err(errno) => Err(errno),
+                }
+            }
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Gives the staged file `name` its own name, in place of a file that has it.
@@ -382,10 +459,22 @@ impl Volume {
 
     /// Removes the staged file `name`, if it exists.
     pub(crate) fn discard_staged(&self, name: &str) -> Result<(), VolumeError> {
-        match fs::unlinkat(self.staged(), name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(failed("remove", format!(".ossvp/staged/{name}"))(errno)),
+        remove_file(self.staged(), name, &format!(".ossvp/staged/{name}")).map(drop)
+    }
+
+    /// Removes the staged files of another shard, which no one will go on with.
+    pub(crate) fn discard_all_staged(shard: &Own) -> Result<(), VolumeError> {
+        let path = shard.shown(STAGED);
+        let staged = open_or_make_directory(shard.fd(), STAGED, &path)?;
+        let wrong = || failed("read", &path);
+        for entry in fs::Dir::read_from(&staged).map_err(wrong())? {
+            let entry = entry.map_err(wrong())?;
+            match entry.file_name().to_str() {
+                Ok("." | "..") | Err(_) => {}
+                Ok(name) => drop(remove_file(&staged, name, &format!("{path}/{name}"))?),
+            }
         }
+        Ok(())
     }
 
     /// Removes every staged file that `keep` does not want, and says how many bytes are reserved
@@ -415,19 +504,38 @@ impl Volume {
 
     /// Waits until everything written to the file system is on its device.
     pub(crate) fn sync(&self) -> Result<(), VolumeError> {
-        fs::syncfs(&self.root).map_err(|errno| self.writing("the volume", 0, errno))
+        uninterrupted(|| fs::syncfs(&self.root))
+            .map_err(|errno| self.writing("the volume", 0, errno))
     }
 
     /// Whether two names that differ only in case, or in Unicode composition, are one file here.
     pub(crate) fn folds_names(&self) -> Result<bool, VolumeError> {
-        let probe = "probe-a\u{e9}";
-        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        fs::openat(self.own.fd(), probe, flags, FILE_MODE)
-            .map_err(failed("make", ".ossvp/probe"))?;
-        let seen = |name: &str| fs::statat(self.own.fd(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        let folds = seen("PROBE-A\u{e9}") || seen("probe-ae\u{301}");
-        fs::unlinkat(self.own.fd(), probe, AtFlags::empty())
-            .map_err(failed("remove", ".ossvp/probe"))?;
-        Ok(folds)
+        // where names may not hold an accent, none can be composed
+        for (probe, others) in [
+            ("probe-a\u{e9}", ["PROBE-A\u{e9}", "probe-ae\u{301}"]),
+            ("probe-ae", ["PROBE-AE", "Probe-ae"]),
+        ] {
+            let own = &self.own;
+            let file = match own.draft(probe) {
+                Err(VolumeError::Call { source, .. }) if is_refusal(source) => continue,
+                made => made?,
+            };
+            let looking = || failed("look at", own.shown("probe"));
+            let inode = fs::fstat(&file).map_err(looking())?.st_ino;
+            let mut folds = false;
+            for other in others {
+                let at = || fs::statat(own.fd(), other, AtFlags::SYMLINK_NOFOLLOW);
+                match uninterrupted(at) {
+                    Ok(stat) => folds |= stat.st_ino == inode,
+                    Err(Errno::NOENT) => {}
+                    Err(errno) if is_refusal(errno) => {}
+                    // not taken for a no: two keys would become one file
+                    Err(errno) => return Err(looking()(errno)),
+                }
+            }
+            own.discard(probe)?;
+            return Ok(folds);
+        }
+        Ok(false)
     }
 }

@@ -4,3 +4,7 @@
 //! All of it is real: the process, the kernel, its file systems. Each part needs rights that not
 //! every machine gives (root, FUSE, loop devices, ptrace), and says so in an error that a test may
 //! print instead of failing.
+
+pub mod calls;
+pub mod directory;
+pub mod disk;

@@ -10,7 +10,7 @@ pub use args::{
     Direct, LogFormat, PopulateArgs, ProgressStyle, ShardOf, Unmappable, VerifyArgs, VerifyMode,
 };
 pub use exit::ExitCode;
-pub use quantity::{ByteSize, QuantityError, Rate};
+pub use quantity::{ByteSize, QuantityError, Rate, Span};
 pub use records::{
     Checked, Figures, MARKER_VERSION, Marker, OUTCOME_LIMIT, Outcome, Plan, Progress, Report,
     SourceIdentity, Tally,

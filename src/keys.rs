@@ -339,7 +339,8 @@ impl FromStr for SourceUrl {
             _ => return Err(refuse()),
         };
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        if bucket.is_empty() {
+        // a key pair in front of the bucket belongs into no message about a bucket's name
+        if bucket.is_empty() || bucket.contains(['@', ':']) {
             return Err(refuse());
         }
         let prefix = match dialect {

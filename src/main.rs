@@ -1,7 +1,7 @@
 //! Parses the command line, runs what it asks for, and ends with the exit code that says how it
 //! went.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode as ProcessCode;
 use std::time::Duration;
@@ -32,12 +32,19 @@ fn main() -> ProcessCode {
 /// What clap says, and the exit code; an outcome is owed at every exit, also at this one.
 fn usage(error: &clap::Error) -> ProcessCode {
     // stderr or stdout gone: there is no one to tell
-    let _ = error.print();
     if !error.use_stderr() {
+        let _ = error.print();
         return ProcessCode::SUCCESS;
     }
+    // clap quotes what it was given
+    let rendered = error.render();
+    let text = match std::io::stderr().is_terminal() {
+        true => rendered.ansi().to_string(),
+        false => rendered.to_string(),
+    };
+    let _ = write!(std::io::stderr(), "{}", telemetry::without_logins(&text));
     if let Some(path) = outcome_path() {
-        let text = error.to_string();
+        let text = telemetry::without_logins(&error.to_string());
         let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
         let _ = std::fs::write(path, Outcome::new(ExitCode::Usage, line, "").to_json());
     }

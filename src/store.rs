@@ -32,6 +32,7 @@ mod verdict;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::BoxStream;
 use object_store::ObjectStore;
@@ -64,6 +65,10 @@ pub struct Connection {
     pub ca_bundle: Option<PathBuf>,
     /// Upper bound for one piece of a body, in bytes; `None`: 256 KiB.
     pub read_buffer: Option<usize>,
+    /// The longest wait for an answer, and for more of one; `None`: 30 s.
+    pub timeout: Option<Duration>,
+    /// How long to go on without progress; `None`: as [`RetryPolicy`] says.
+    pub retry_for: Option<Duration>,
 }
 
 /// What the process brings: environment and patience. Tests bring their own.
@@ -125,8 +130,16 @@ impl Source {
         surroundings: Surroundings,
     ) -> Result<Self, StoreError> {
         let meter = Arc::new(Meter::default());
-        let Connection { endpoint, region, addressing, anonymous, ca_bundle, read_buffer } =
-            connection;
+        let Connection {
+            endpoint,
+            region,
+            addressing,
+            anonymous,
+            ca_bundle,
+            read_buffer,
+            timeout,
+            retry_for,
+        } = connection;
         let (dialect, bucket, prefix) = match url {
             SourceUrl::Bucket { dialect, bucket, prefix } => (*dialect, bucket, prefix.clone()),
             SourceUrl::Directory(path) => {
@@ -149,11 +162,13 @@ impl Source {
             *anonymous,
         )?;
         let Surroundings { env, policy } = surroundings;
+        let policy = policy.within(*timeout, *retry_for);
         let transport = transport::Transport::new(&transport::Options {
             env: env.as_ref(),
             ca_bundle: ca_bundle.as_deref(),
             read_buffer: *read_buffer,
             connect_timeout: policy.connect_timeout,
+            answer_timeout: policy.first_byte_timeout,
             proxied: true,
         })?;
         let credentials = if *anonymous {

@@ -51,11 +51,11 @@ pub use options::{Options, OptionsError};
 pub use report::{Ended, print_plan};
 
 use commit::{Committed, Ledger};
-use inspect::{Capacity, History, Past};
+use inspect::{Capacity, Held, History, Past};
 use list::Listing;
 use own::Own;
 use pace::Pace;
-use plan::{Action, Needs, Planner};
+use plan::{Action, Look, Needs, Planner};
 use progress::{Counters, Display};
 use report::Watch;
 use sort::SpillFile;
@@ -135,11 +135,27 @@ async fn perform(options: &Arc<Options>, watch: &Arc<Watch>) -> Result<Success, 
     };
     let shard = options.shard;
     let volume = blocking(move || Ok(Arc::new(Volume::open(&path, shard)?))).await?;
-    if let Some(marker) = standing(options, volume.base())? {
-        return Ok(Success::AlreadyComplete(Box::new(marker)));
-    }
+    let standing = blocking({
+        let (options, volume) = (Arc::clone(options), Arc::clone(&volume));
+        move || {
+            // or another shard marks the volume by a marker of ours that goes meanwhile
+            let _alone = match options.shard {
+                ShardOf::WHOLE => None,
+                _ => shards::alone(volume.base())?,
+            };
+            match standing(&options, volume.base())? {
+                Some(marker) => Ok(Standing::Whole(marker)),
+                None => Ok(Standing::Share(standing(&options, volume.own())?)),
+            }
+        }
+    })
+    .await?;
+    let share = match standing {
+        Standing::Whole(marker) => return Ok(Success::AlreadyComplete(Box::new(marker))),
+        Standing::Share(share) => share,
+    };
     let sort_first = options.plan_first || volume.own().read(UNORDERED)?.is_some();
-    let marker = match standing(options, volume.own())? {
+    let marker = match share {
         Some(marker) => marker,
         None => match fill(options, watch, &source, &volume, sort_first).await {
             Err(Failure::OutOfOrder { previous, key }) if !sort_first => {
@@ -183,6 +199,14 @@ fn needs(options: &Options, capacity: Option<Capacity>, folds_names: bool) -> Ne
     Needs { demands: demands(options), capacity, not_empty, folds_names }
 }
 
+/// The markers that were found.
+enum Standing {
+    /// The volume is complete.
+    Whole(Marker),
+    /// It is not; of a shard, its share may be.
+    Share(Option<Marker>),
+}
+
 /// The marker that stands, if it says everything that is asked for. One that says less is removed:
 /// what is missing will be done.
 fn standing(options: &Options, own: &Own) -> Result<Option<Marker>, Failure> {
@@ -211,17 +235,26 @@ fn standing(options: &Options, own: &Own) -> Result<Option<Marker>, Failure> {
     Ok(None)
 }
 
-/// Removes every file and directory of `history`.
-fn discard(volume: &Volume, history: &mut History) -> Result<(), Failure> {
+/// Removes every file and directory of `history`. Among `shards` a file that is not as it was
+/// committed may be another's, who has discarded its own share already and put a new file there.
+fn discard(volume: &Volume, history: &mut History, shards: ShardOf) -> Result<(), Failure> {
     while let Some(held) = history.next()? {
-        held.remove_from(volume)?;
+        let is_ours = match &held {
+            Held::File { record, .. } if shards != ShardOf::WHOLE => {
+                plan::look(volume, record)? == Look::AsCommitted
+            }
+            Held::File { .. } | Held::Directory { .. } => true,
+        };
+        if is_ours {
+            held.remove_from(volume)?;
+        }
     }
     Ok(())
 }
 
 /// Refuses a volume that another number of workers has begun: their files are in manifests that
 /// this worker does not keep. A whole run, which has the volume alone, discards them with `--force`.
-fn same_division(options: &Options, volume: &Volume, boot: &str) -> Result<(), Failure> {
+fn same_division(options: &Options, volume: &Volume) -> Result<(), Failure> {
     let base = volume.base();
     let others: Vec<ShardOf> = base
         .shards()?
@@ -231,7 +264,7 @@ fn same_division(options: &Options, volume: &Volume, boot: &str) -> Result<(), F
         .collect();
     for shard in others {
         let Some(own) = base.shard(shard)? else { continue };
-        let Some(past) = inspect::past(&own, boot, volume.own().spill())? else { continue };
+        let Some(past) = inspect::past(&own, volume.own().spill())? else { continue };
         if !(options.force && options.shard == ShardOf::WHOLE) {
             let workers = |count| match count {
                 1 => "one worker".to_owned(),
@@ -243,7 +276,8 @@ fn same_division(options: &Options, volume: &Volume, boot: &str) -> Result<(), F
             });
         }
         let mut history = past.history;
-        discard(volume, &mut history)?;
+        // no shard is there: this run has the volume alone
+        discard(volume, &mut history, ShardOf::WHOLE)?;
         own.remove(inspect::MARKER)?;
         own.remove(inspect::MANIFEST)?;
         Volume::discard_all_staged(&own)?;
@@ -253,8 +287,8 @@ fn same_division(options: &Options, volume: &Volume, boot: &str) -> Result<(), F
 
 /// What earlier runs of the same source left. Another source's files are removed with `--force`,
 /// else they are an error.
-fn remaining(options: &Options, volume: &Arc<Volume>, boot: &str) -> Result<History, Failure> {
-    let past = match inspect::past(volume.own(), boot, volume.own().spill()) {
+fn remaining(options: &Options, volume: &Arc<Volume>) -> Result<History, Failure> {
+    let past = match inspect::past(volume.own(), volume.own().spill()) {
         Ok(Some(past)) => past,
         Ok(None) => return Ok(History::none()),
         Err(Failure::Version { .. }) if options.force => return Ok(History::none()),
@@ -273,7 +307,7 @@ fn remaining(options: &Options, volume: &Arc<Volume>, boot: &str) -> Result<Hist
             asked: options.identity.told_from(&identity),
         });
     }
-    discard(volume, &mut history)?;
+    discard(volume, &mut history, options.shard)?;
     volume.own().remove(inspect::MANIFEST)?;
     volume.own().remove(UNORDERED)?;
     volume.clean_staged(|_| false)?;
@@ -297,7 +331,6 @@ async fn fill(
 ) -> Result<Marker, Failure> {
     let started = Utc::now();
     let counters = watch.begin();
-    let boot = inspect::boot_id();
     let (history, capacity, ledger, folds_names) = blocking({
         let (options, volume) = (Arc::clone(options), Arc::clone(volume));
         let counters = Arc::clone(&counters);
@@ -307,12 +340,12 @@ async fn fill(
             if folds_names && options.shard != ShardOf::WHOLE {
                 return Err(Failure::FoldsNames);
             }
-            same_division(&options, &volume, &boot)?;
-            let history = remaining(&options, &volume, &boot)?;
+            same_division(&options, &volume)?;
+            let history = remaining(&options, &volume)?;
             let reserved = volume.clean_staged(resumable)?;
             let capacity = Capacity::of(&volume, &history, reserved)?;
             let identity = &options.identity;
-            let ledger = Ledger::open(&volume, &counters, identity, &history, &boot, folds_names)?;
+            let ledger = Ledger::open(&volume, &counters, identity, &history, folds_names)?;
             Ok((history, capacity, Arc::new(ledger), folds_names))
         }
     })
@@ -454,9 +487,9 @@ async fn complete(
     let (options, watch, counters) = (Arc::clone(options), Arc::clone(watch), Arc::clone(counters));
     blocking(move || {
         volume.clean_staged(|_| false)?;
-        let manifest_sha256 = ledger.settle(options.sha256)?;
+        let settled = ledger.settle(options.sha256)?;
         let syncing = Instant::now();
-        ledger.sync()?;
+        let manifest_sha256 = ledger.conclude(settled)?;
         watch.synced(syncing.elapsed());
         let totals = ledger.totals();
         let finished = Utc::now();
@@ -541,7 +574,7 @@ async fn dry_run(
 fn what_is_there(options: &Options) -> Result<(History, Option<Capacity>), Failure> {
     let Some(path) = &options.volume else { return Ok((History::none(), None)) };
     if let Some(volume) = Volume::look(path)? {
-        let past = inspect::past(volume.base(), &inspect::boot_id(), sort::temporary())?;
+        let past = inspect::past(volume.base(), sort::temporary())?;
         let history = match past {
             Some(Past { identity, history }) if identity == options.identity => history,
             Some(Past { identity, .. }) if !options.force => {

@@ -261,6 +261,7 @@ fn a_clock_that_is_an_hour_off_is_corrected() {
         let place = Place::new();
         ends(&mut populate(&server, SOURCE, &place.volume()), 0, &["complete: 1 objects"]);
     }
+    shown(Part::Network, "a clock that is an hour ahead or behind", "corrected by the source's", 0);
 }
 
 #[test]
@@ -372,6 +373,8 @@ fn an_object_that_goes_or_changes_before_its_fetch_is_5() {
         let ran = populate(&server, SOURCE, &place.volume()).run().ended(0);
         assert_eq!(ran.report().figures.objects_kept, 1);
     }
+    let what = "the rest is committed and kept; a new listing finishes";
+    shown(Part::Network, "an object deleted or replaced between listing and fetch", what, 5);
 }
 
 #[test]
@@ -389,6 +392,8 @@ fn an_object_that_changes_between_its_parts_is_5() {
     server.clear_faults();
     populate(&server, SOURCE, &place.volume()).run().ended(0);
     assert_eq!(files(&place.volume())["stalls"], other);
+    let what = "nothing of it is in the volume; a new listing finishes";
+    shown(Part::Network, "an object that is replaced between two of its parts", what, 5);
 }
 
 #[test]
@@ -670,6 +675,7 @@ fn a_signal_is_heard_while_nothing_answers() {
     run.signal(Signal::TERM);
     told(&run.wait(), &outcome, 143, &["interrupted"]);
     assert!(start.elapsed() < Duration::from_secs(2));
+    shown(Part::Network, "SIGTERM while nothing answers", "ends at once", 143);
 }
 
 #[test]
@@ -735,4 +741,6 @@ fn a_session_token_shows_nowhere() {
         keeps_secrets(&text);
         assert!(!text.contains("session-"), "{text}");
     }
+    let what = "neither in output nor in marker and manifest";
+    shown(Part::Secrets, "a session token, accepted and refused", what, "0 and 3");
 }

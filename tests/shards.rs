@@ -6,9 +6,10 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use faulty::calls::{self, End, Verdict, trace};
 use oss_server::OssServer;
-use support::cases::{Part, shown, shown_by};
-use support::{BUCKET, Place, Ran, Run, bytes, files, ossvp, populate, server};
+use support::cases::{Part, not_here, shown, shown_by};
+use support::{BUCKET, Place, Ran, Run, bytes, files, ossvp, populate, server, wait_until};
 
 fn put(server: &OssServer, objects: u64) -> BTreeMap<String, Vec<u8>> {
     let mut expected = BTreeMap::new();
@@ -160,5 +161,104 @@ fn another_number_of_workers_is_refused_until_one_discards_the_rest() {
         Part::Past,
         "the volume was begun by another number of workers",
         "names both numbers and what to do; one run with --force and without --shard discards and fills it",
+    );
+}
+
+#[test]
+fn shards_that_discard_another_source_leave_each_others_new_files_alone() {
+    let server = server();
+    let place = Place::new();
+    for n in 0..10 {
+        server.put(BUCKET, &format!("other/{n}"), bytes(n, 100));
+    }
+    // in front of all others, so that every path changes hands
+    let mut expected = BTreeMap::new();
+    for (n, path) in ["+", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"].iter().enumerate() {
+        let body = bytes(100 + n as u64, 200);
+        server.put(BUCKET, &format!("data/{path}"), body.clone());
+        expected.insert((*path).to_owned(), body);
+    }
+    for n in ["0/2", "1/2"] {
+        populate(&server, "oss://bucket/other/", &place.volume())
+            .args(["--shard", n])
+            .run()
+            .ended(0);
+    }
+    // as if both had been stopped before their last step
+    for own in ["", "shard-0-of-2/", "shard-1-of-2/"] {
+        std::fs::remove_file(place.volume().join(format!(".ossvp/{own}complete.json"))).unwrap();
+    }
+    for n in ["0/2", "1/2"] {
+        shard(&server, &place.volume(), n, &[]).ended(8);
+    }
+    for n in ["1/2", "0/2"] {
+        shard(&server, &place.volume(), n, &["--force"]).ended(0);
+    }
+    let found = files(&place.volume());
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    assert!(found == expected, "a file has wrong bytes");
+    let verified = ossvp().arg("verify").arg(place.volume()).run().ended(0);
+    shown_by(
+        &verified,
+        Part::Past,
+        "two shards with --force, one after the other, over a part of another source",
+        "the second removes nothing that the first has fetched",
+    );
+}
+
+#[test]
+fn the_volume_is_not_marked_by_a_marker_that_its_shard_takes_back() {
+    if let Err(error) = calls::supported() {
+        return not_here(format!("no process can be traced: {error}"));
+    }
+    let server = server();
+    let place = Place::new();
+    put(&server, 4);
+    shard(&server, &place.volume(), "0/2", &[]).ended(0);
+    let command = |n: &str, more: &[&str]| {
+        let mut command = populate(&server, "oss://bucket/data/", &place.volume());
+        command.args(["--shard", n]).args(more);
+        command
+    };
+    // the second shard has seen all markers and is about to write the volume's, when the first one
+    // begins again and finds another object
+    let mut again = None;
+    let said = tempfile::tempfile().unwrap();
+    let end = trace(&command("1/2", &[]), &place.volume(), said, |call| {
+        if call.path == Path::new(".ossvp/complete.json.new") && again.is_none() {
+            server.put(BUCKET, "data/d0/0", "new");
+            let mut command = command("0/2", &["--force"]);
+            command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let child = std::thread::spawn(move || {
+                let mut child = command.spawn().unwrap();
+                sender.send(format!(" {} ", child.id())).unwrap();
+                child.wait().unwrap()
+            });
+            let id = receiver.recv().unwrap();
+            wait_until("the first shard waits for the second", || {
+                let locks = std::fs::read_to_string("/proc/locks").unwrap();
+                let mut locks = locks.lines();
+                locks.any(|lock| lock.contains("-> FLOCK") && lock.contains(&id))
+                    || child.is_finished()
+            });
+            again = Some(child);
+        }
+        Verdict::Pass
+    });
+    assert_eq!(end.unwrap(), End::Exited(0));
+    // it saw another listing than the second one
+    assert_eq!(again.unwrap().join().unwrap().code(), Some(5));
+    assert!(!place.is_marked());
+    for n in ["0/2", "1/2"] {
+        shard(&server, &place.volume(), n, &[]).ended(0);
+    }
+    assert_eq!(files(&place.volume())["d0/0"], b"new");
+    ossvp().arg("verify").arg(place.volume()).run().ended(0);
+    shown(
+        Part::Past,
+        "a shard with --force while the last one is about to mark the volume",
+        "it waits, takes the marker away, and says if it saw another listing",
+        5,
     );
 }

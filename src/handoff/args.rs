@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::quantity::{ByteSize, Rate};
+use super::quantity::{ByteSize, Rate, Span};
 use crate::keys::SourceUrl;
 
 /// Which checksums a run insists on.
@@ -160,6 +160,15 @@ pub struct PopulateArgs {
     /// PEM file of certificate authorities to trust besides the built-in ones
     #[arg(long, env = "OSSVP_CA_BUNDLE", help_heading = "Source", value_name = "PATH")]
     pub ca_bundle: Option<PathBuf>,
+
+    /// The longest wait for an answer, or for more of one: 500ms, 30s, 2m [default: 30s]
+    #[arg(long, env = "OSSVP_TIMEOUT", help_heading = "Source", value_name = "TIME")]
+    pub timeout: Option<Span>,
+
+    /// How long to go on trying what brings nothing, three attempts at least [default: 2m, or 8
+    /// attempts, whichever is more]
+    #[arg(long, env = "OSSVP_RETRY_FOR", help_heading = "Source", value_name = "TIME")]
+    pub retry_for: Option<Span>,
 
     /// Take only objects whose path in the volume matches a glob (* stops at /, ** does not);
     /// repeatable, newline-separated in the environment

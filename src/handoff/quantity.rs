@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,9 @@ pub enum QuantityError {
         "rate {0:?}: expected bytes (200MB/s, 512KiB/s), bits (1.5Gbit/s) or a bare number of MB/s"
     )]
     Rate(String),
+    /// Not a length of time.
+    #[error("time {0:?}: expected a number of ms, s, m or h, or a bare number of seconds")]
+    Span(String),
 }
 
 /// A number of bytes. `kB`, `MB`, `GB`, `TB` are powers of 1000; `KiB`, `MiB`, `GiB`, `TiB` of 1024.
@@ -144,6 +148,44 @@ impl fmt::Display for Rate {
     }
 }
 
+/// A length of time, up to a year.
+///
+/// ```
+/// use ossvp::handoff::Span;
+/// use std::time::Duration;
+/// assert_eq!("30s".parse::<Span>()?.duration(), Duration::from_secs(30));
+/// assert_eq!("1.5 m".parse::<Span>()?.duration(), Duration::from_secs(90));
+/// assert_eq!("250ms".parse::<Span>()?.duration(), Duration::from_millis(250));
+/// // a bare number is seconds
+/// assert_eq!("5".parse::<Span>()?.duration(), Duration::from_secs(5));
+/// for bad in ["", "s", "-1s", "1 day", "nan", "1e9s", "99999h"] {
+///     assert!(bad.parse::<Span>().is_err(), "{bad}");
+/// }
+/// # Ok::<(), ossvp::handoff::QuantityError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(Duration);
+
+impl Span {
+    /// The time.
+    pub const fn duration(self) -> Duration {
+        self.0
+    }
+}
+
+impl FromStr for Span {
+    type Err = QuantityError;
+    fn from_str(text: &str) -> Result<Self, QuantityError> {
+        const UNITS: [(&str, u64); 4] =
+            [("ms", 1), ("s", 1000), ("m", 60 * 1000), ("h", 3600 * 1000)];
+        const YEAR: u64 = 365 * 24 * 3600 * 1000;
+        scaled(text, &UNITS, 1000)
+            .filter(|ms| *ms <= YEAR)
+            .map(|ms| Self(Duration::from_millis(ms)))
+            .ok_or_else(|| QuantityError::Span(text.to_owned()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +202,7 @@ mod tests {
         fn no_text_makes_the_parsers_panic(text in ".*") {
             let _ = text.parse::<ByteSize>();
             let _ = text.parse::<Rate>();
+            let _ = text.parse::<Span>();
         }
     }
 }

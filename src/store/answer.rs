@@ -55,28 +55,38 @@ impl fmt::Display for Answer {
 impl Answer {
     /// Reads an answer of any form; what it does not state stays `None`.
     ///
-    /// The answer to a HEAD has no body: OSS puts its XML into `x-oss-err`, in base64.
-    pub(super) fn read(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
-        let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(clean);
+    /// The answer to a HEAD has no body: OSS puts its XML into `x-oss-err`, in base64. `secrets` of
+    /// the request are left out wherever the source quotes them.
+    pub(super) fn read(
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        secrets: &[&str],
+    ) -> Self {
+        let shown = |text: &str| clean(&hide(text.to_owned(), secrets.iter().copied()));
+        let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(shown);
         let mut answer = Self {
             status: status.as_u16(),
             ec: header("x-oss-ec"),
             request_id: header("x-oss-request-id").or_else(|| header("x-amz-request-id")),
             region: header("x-amz-bucket-region"),
-            endpoint: header("location").and_then(|location| host_of(&location)),
+            // elsewhere it is no word about the bucket
+            endpoint: header("location")
+                .filter(|_| status.is_redirection())
+                .and_then(|location| host_of(&location)),
             ..Self::default()
         };
         if body.is_empty() {
             if let Some(body) = headers.get("x-oss-err").and_then(|v| STANDARD.decode(v).ok()) {
-                answer.read_body(&body);
+                answer.read_body(&body, shown);
             }
         } else {
-            answer.read_body(body);
+            answer.read_body(body, shown);
         }
         answer
     }
 
-    fn read_body(&mut self, body: &[u8]) {
+    fn read_body(&mut self, body: &[u8], shown: impl Fn(&str) -> String) {
         let Ok(body) = std::str::from_utf8(body) else { return };
         let mut reader = Reader::from_str(body);
         let mut depth = 0usize;
@@ -96,7 +106,7 @@ impl Answer {
                 Ok(Event::GeneralRef(name)) => text.extend(entity(&name)),
                 Ok(Event::End(_)) => {
                     if depth == 2 {
-                        self.take(&field, &text);
+                        self.take(&field, shown(&text));
                     }
                     depth = depth.saturating_sub(1);
                 }
@@ -106,8 +116,7 @@ impl Answer {
         }
     }
 
-    fn take(&mut self, field: &str, text: &str) {
-        let text = clean(text);
+    fn take(&mut self, field: &str, text: String) {
         if text.is_empty() {
             return;
         }
@@ -144,6 +153,18 @@ pub(super) fn clean(text: &str) -> String {
     line
 }
 
+/// `text` without `secrets`, and without anything that quotes how a request was signed.
+pub(super) fn hide<'a>(text: String, secrets: impl Iterator<Item = &'a str>) -> String {
+    let text = secrets
+        .filter(|secret| !secret.is_empty())
+        .fold(text, |text, secret| text.replace(secret, HIDDEN));
+    let signs = ["HMAC-SHA256", "Signature=", "signature="].iter().any(|sign| text.contains(sign));
+    if signs { HIDDEN.to_owned() } else { text }
+}
+
+/// Stands in the place of a secret.
+const HIDDEN: &str = "(hidden)";
+
 /// The host of an absolute URL, with its port.
 fn host_of(url: &str) -> Option<String> {
     let uri: http::Uri = url.parse().ok()?;
@@ -166,7 +187,7 @@ mod tests {
 
     #[test]
     fn reads_a_body() {
-        let answer = Answer::read(StatusCode::FORBIDDEN, &HeaderMap::new(), BODY.as_bytes());
+        let answer = Answer::read(StatusCode::FORBIDDEN, &HeaderMap::new(), BODY.as_bytes(), &[]);
         assert_eq!(answer.to_string(), LINE);
     }
 
@@ -174,7 +195,7 @@ mod tests {
     fn reads_the_header_of_a_head() {
         let mut headers = HeaderMap::new();
         headers.insert("x-oss-err", STANDARD.encode(BODY).parse().unwrap());
-        let answer = Answer::read(StatusCode::FORBIDDEN, &headers, b"");
+        let answer = Answer::read(StatusCode::FORBIDDEN, &headers, b"", &[]);
         assert_eq!(answer.to_string(), LINE);
     }
 
@@ -183,9 +204,27 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("x-oss-request-id", "ABC".parse().unwrap());
         headers.insert("location", "https://b.oss-cn-beijing.aliyuncs.com/x?y".parse().unwrap());
-        let answer = Answer::read(StatusCode::MOVED_PERMANENTLY, &headers, b"<html>");
+        let answer = Answer::read(StatusCode::MOVED_PERMANENTLY, &headers, b"<html>", &[]);
         assert_eq!(answer.to_string(), "301, request id ABC");
         assert_eq!(answer.endpoint.as_deref(), Some("b.oss-cn-beijing.aliyuncs.com"));
+    }
+
+    #[test]
+    fn keeps_what_the_source_quotes_of_a_request() {
+        let quote = |message: &str| {
+            let body = format!("<Error><Message>{message}</Message></Error>");
+            let secrets = ["token+1=", "5eb63bbbe01eeed0"];
+            Answer::read(StatusCode::FORBIDDEN, &HeaderMap::new(), body.as_bytes(), &secrets)
+                .message
+                .unwrap()
+        };
+        assert_eq!(quote("token token+1= is bad"), "token (hidden) is bad");
+        assert_eq!(quote("not 5eb63bbbe01eeed0"), "not (hidden)");
+        assert_eq!(quote("sign OSS4-HMAC-SHA256&#10;2024"), "(hidden)");
+        assert_eq!(quote("bad ?x-oss-signature=abc"), "(hidden)");
+        // not a secret's beginning either, where a long message is cut
+        let long = format!("{}token+1=", "x".repeat(MAX_TEXT - 3));
+        assert!(!quote(&long).contains("tok"));
     }
 
     proptest! {
@@ -195,7 +234,7 @@ mod tests {
             xml.extend(&body);
             xml.extend(b"</Message></Error>");
             for body in [&body, &xml] {
-                let line = Answer::read(StatusCode::NOT_FOUND, &HeaderMap::new(), body).to_string();
+                let line = Answer::read(StatusCode::NOT_FOUND, &HeaderMap::new(), body, &[]).to_string();
                 prop_assert!(!line.contains('\n') && line.chars().count() < 4 * MAX_TEXT);
             }
         }

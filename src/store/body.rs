@@ -2,23 +2,33 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use object_store::GetRange;
+use tokio::time::Instant;
 
 use super::client::{Ask, Budget, Client, Failure};
 use super::error::StoreError;
 use super::objects::{Opened, Pieces};
 use super::stated::Stated;
 
+/// Bytes a second below which a connection is as good as silent. The slowest link that is worth a
+/// run, 1 Mbit/s, gives each of 512 connections twice as much.
+const LEAST_RATE: u64 = 128;
+
+/// How many answers of another version there must be in a row.
+const DOUBTS: u32 = 3;
+
 /// The rest of a body.
 ///
 /// - what is handed out is consecutive: each piece begins at `at`, and the last one ends at `end`
 /// - all of it is of one object: each answer has the ETag and the size of the first
-/// - the retry budget is whole after each piece
+/// - the retry budget is whole after every [`LEAST_RATE`] bytes a second that the source may be
+///   silent: bytes that drip renew nothing
 pub(super) struct Body {
     client: Arc<Client>,
     /// The request to go on with, without its range.
@@ -32,6 +42,9 @@ pub(super) struct Body {
     /// Received, not yet handed out.
     waiting: Bytes,
     budget: Budget,
+    /// Bytes since the last progress, and how long was waited for them on this connection.
+    came: u64,
+    waited: Duration,
 }
 
 impl Body {
@@ -45,7 +58,8 @@ impl Body {
     ) -> Self {
         let budget = Budget::new();
         let (at, end, incoming) = (range.start, range.end, Some(incoming));
-        Self { client, ask, etag, size, at, end, incoming, waiting: Bytes::new(), budget }
+        let (waiting, came, waited) = (Bytes::new(), 0, Duration::ZERO);
+        Self { client, ask, etag, size, at, end, incoming, waiting, budget, came, waited }
     }
 
     /// The pieces, none larger than the client's bound.
@@ -96,7 +110,11 @@ impl Body {
                 // there win over it: a consumer that pauses is no stall
                 Some(incoming) => {
                     let stall = self.client.policy.stall_timeout;
-                    match tokio::time::timeout(stall, incoming.frame()).await {
+                    let left = stall.saturating_sub(self.waited);
+                    let begun = Instant::now();
+                    let frame = tokio::time::timeout(left, incoming.frame()).await;
+                    self.waited += begun.elapsed();
+                    match frame {
                         Ok(Some(Ok(frame))) => match frame.into_data() {
                             Ok(data) if data.is_empty() => continue,
                             Ok(data) => return self.take(data).map(Some),
@@ -111,6 +129,7 @@ impl Body {
                         Err(_) => StoreError::Stalled {
                             subject: self.client.subject(self.ask.key.as_ref()),
                             offset: self.at,
+                            least: self.least(),
                             seconds: stall.as_secs(),
                         },
                     }
@@ -130,11 +149,34 @@ impl Body {
             return Err(self.malformed("the body is longer than its headers say".to_owned()));
         }
         self.at += data.len() as u64;
-        self.budget.progress();
+        self.came += data.len() as u64;
+        if self.came >= self.least() {
+            (self.came, self.waited) = (0, Duration::ZERO);
+            self.budget.progress();
+        }
         Ok(data)
     }
 
+    /// What must come within the time that the source may be silent.
+    fn least(&self) -> u64 {
+        let ms = self.client.policy.stall_timeout.as_millis();
+        u64::try_from(ms).unwrap_or(u64::MAX).saturating_mul(LEAST_RATE) / 1000
+    }
+
+    /// The body from where it broke off. An answer of another version, while the source says that
+    /// nothing has changed, may be one broken answer: it is asked for again before it counts.
     async fn reopen(&mut self) -> Result<Incoming, StoreError> {
+        for _ in 1..DOUBTS {
+            match self.reopen_once().await {
+                Err(StoreError::ChangedMeanwhile { .. }) => {}
+                opened => return opened,
+            }
+        }
+        self.reopen_once().await
+    }
+
+    async fn reopen_once(&mut self) -> Result<Incoming, StoreError> {
+        self.waited = Duration::ZERO;
         let rest = GetRange::Bounded(self.at..self.end);
         let mut ask = self.ask.clone();
         ask.headers.extend(self.client.range_headers(&rest));

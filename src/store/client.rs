@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use http::header::{AUTHORIZATION, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::Full;
@@ -28,6 +28,10 @@ use super::verdict::{Asked, Kind, Verdict, is_throttling, judge};
 
 /// The longest body of a refusal that is read; OSS's have some 500 bytes.
 const MAX_REFUSAL: usize = 64 * 1024;
+
+/// How many times the patience with one frame a whole body gets. A page of a listing has some 500 KB:
+/// that is 2 KB/s.
+const WHOLE: u32 = 10;
 
 /// How long OSS wants to be left alone, in milliseconds.
 const QOS_DELAY: &str = "x-oss-qos-delay-time";
@@ -114,6 +118,7 @@ impl Client {
             }
         };
         let request = self.request(ask, credential.as_deref()).map_err(Failure::Final)?;
+        let authorization = request.headers().get(AUTHORIZATION).cloned();
         Meter::count(match ask.kind {
             Kind::List => &self.meter.list,
             Kind::Get => &self.meter.get,
@@ -135,7 +140,7 @@ impl Client {
             }
             return Ok(response);
         }
-        Err(self.refusal(ask, response, credential).await)
+        Err(self.refusal(ask, response, credential, authorization).await)
     }
 
     /// After a failed attempt: waits until the next one may be made.
@@ -151,9 +156,11 @@ impl Client {
         match failure {
             Failure::Final(error) => return Err(error),
             Failure::Clock { error, theirs } => {
-                if std::mem::replace(&mut attempts.clock_set, true) {
+                // the second time because the first may have been told wrong
+                if attempts.clock_set == 2 {
                     return Err(error);
                 }
+                attempts.clock_set += 1;
                 let offset = (theirs - Utc::now()).num_milliseconds();
                 self.clock_offset.store(offset, Ordering::Relaxed);
                 tracing::warn!(offset_ms = offset, "clock corrected by the source's");
@@ -165,29 +172,45 @@ impl Client {
                 else {
                     return Err(error);
                 };
-                if credentials.replace(&used).await?.is_same(&used) {
-                    return Err(error);
+                match credentials.replace(&used).await {
+                    Ok(fresh) if fresh.is_same(&used) => return Err(error),
+                    Ok(_) => {}
+                    Err(error) if error.class() == super::Class::Transient => {
+                        // who issues them is away for a moment: not the end of a run
+                        attempts.refreshed = false;
+                        self.wait(budget, error, None).await?;
+                    }
+                    Err(error) => return Err(error),
                 }
             }
-            Failure::Passing { error, asked } => {
-                let elapsed = budget.since.elapsed();
-                let patient = self.answered.load(Ordering::Relaxed);
-                let dice = rand::random::<f64>();
-                let Some(pause) = attempts.pause(&self.policy, asked, elapsed, patient, dice)
-                else {
-                    return Err(error);
-                };
-                let (attempt, backoff_ms) = (attempts.failed(), pause.as_millis());
-                // one failure is everyday life, three in a row are worth a look
-                if attempt < 3 {
-                    tracing::debug!(attempt, backoff_ms, error = %chain(&error), "trying again");
-                } else {
-                    tracing::warn!(attempt, backoff_ms, error = %chain(&error), "trying again");
-                }
-                tokio::time::sleep(pause).await;
-            }
+            Failure::Passing { error, asked } => self.wait(budget, error, asked).await?,
         }
         Meter::count(&self.meter.retries);
+        Ok(())
+    }
+
+    /// Pauses before the next attempt, if there is one.
+    async fn wait(
+        &self,
+        budget: &mut Budget,
+        error: StoreError,
+        asked: Option<Duration>,
+    ) -> Result<(), StoreError> {
+        let elapsed = budget.since.elapsed();
+        let patient = self.answered.load(Ordering::Relaxed);
+        let dice = rand::random::<f64>();
+        let attempts = &mut budget.attempts;
+        let Some(pause) = attempts.pause(&self.policy, asked, elapsed, patient, dice) else {
+            return Err(error);
+        };
+        let (attempt, backoff_ms) = (attempts.failed(), pause.as_millis());
+        // one failure is everyday life, three in a row are worth a look
+        if attempt < 3 {
+            tracing::debug!(attempt, backoff_ms, error = %chain(&error), "trying again");
+        } else {
+            tracing::warn!(attempt, backoff_ms, error = %chain(&error), "trying again");
+        }
+        tokio::time::sleep(pause).await;
         Ok(())
     }
 
@@ -205,7 +228,8 @@ impl Client {
         loop {
             let attempt = async {
                 let body = self.once(ask).await?.into_body();
-                let body = read_body(body, bound, self.policy.stall_timeout).await;
+                let stall = self.policy.stall_timeout;
+                let body = read_body(body, bound, stall, stall.saturating_mul(WHOLE)).await;
                 read(&body.map_err(|error| self.unread(ask, error))?)
             };
             match attempt.await {
@@ -239,7 +263,7 @@ impl Client {
         }
         if let Some(credential) = credential {
             let offset = TimeDelta::milliseconds(self.clock_offset.load(Ordering::Relaxed));
-            let time = Utc::now() + offset;
+            let time = Utc::now().checked_add_signed(offset).unwrap_or_else(Utc::now);
             let [date, digest, token] = match self.dialect {
                 Dialect::S3 => ["x-amz-date", "x-amz-content-sha256", "x-amz-security-token"],
                 Dialect::Oss | Dialect::File => {
@@ -345,11 +369,19 @@ impl Client {
         ask: &Ask,
         response: Response<Incoming>,
         credential: Option<Arc<Credential>>,
+        authorization: Option<HeaderValue>,
     ) -> Failure {
         let (parts, body) = response.into_parts();
         // a refusal that cannot be read still has its status
-        let body = read_body(body, MAX_REFUSAL, self.policy.stall_timeout).await;
-        let answer = Answer::read(parts.status, &parts.headers, &body.unwrap_or_default());
+        let stall = self.policy.stall_timeout;
+        let body = read_body(body, MAX_REFUSAL, stall, stall).await;
+        let cut = matches!(body, Err(BodyError::Broken(_) | BodyError::Late));
+        let body = body.unwrap_or_default();
+        let authorization = authorization.as_ref().and_then(|value| value.to_str().ok());
+        let signature = authorization.and_then(|text| Some(text.split_once("Signature=")?.1));
+        let mut secrets = vec![authorization.unwrap_or_default(), signature.unwrap_or_default()];
+        secrets.extend(credential.iter().flat_map(|credential| credential.secrets()));
+        let answer = Answer::read(parts.status, &parts.headers, &body, &secrets);
         let asked = delay(&parts.headers, Utc::now());
         if parts.headers.contains_key(QOS_DELAY)
             || matches!(answer.status, 429 | 503)
@@ -368,10 +400,13 @@ impl Client {
         };
         match judge(asked_for, answer) {
             Verdict::Passing(error) => Failure::Passing { error, asked },
+            // the code that did not arrive may have been one against which something helps
+            Verdict::Final(error) if cut => Failure::Passing { error, asked },
             Verdict::Final(error) => Failure::Final(error),
-            Verdict::Clock(error) => match http_date(&parts.headers, "date") {
+            Verdict::Clock(error) => match http_date(&parts.headers, "date").filter(is_plausible) {
                 Some(theirs) => Failure::Clock { error, theirs },
-                None => Failure::Final(error),
+                // it may say the time when it is asked again
+                None => Failure::passing(error),
             },
             Verdict::Credential(error) => match credential {
                 Some(used) => Failure::Credential { error, used },
@@ -379,6 +414,12 @@ impl Client {
             },
         }
     }
+}
+
+/// Whether a clock may show this: one wrong answer must not set the clock of all other requests to
+/// where nothing is signed.
+fn is_plausible(time: &DateTime<Utc>) -> bool {
+    (2020..2200).contains(&time.year())
 }
 
 /// How long the source asks to be left alone.

@@ -62,6 +62,11 @@ impl Credential {
         }
     }
 
+    /// What must not be shown.
+    pub(super) fn secrets(&self) -> [&str; 2] {
+        [&self.secret, self.token.as_deref().unwrap_or_default()]
+    }
+
     /// Whether both would sign alike.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         (&self.id, &self.secret, &self.token) == (&other.id, &other.secret, &other.token)

@@ -107,11 +107,14 @@ impl Endpoint {
         let authority = match addressing {
             Addressing::Virtual if host.parse::<Ipv4Addr>().is_ok() || host.starts_with('[') => {
                 let reason = "an IP address takes no bucket in front: use addressing path or cname";
-                return Err(StoreError::Endpoint { given, reason });
+                return Err(StoreError::Endpoint { given: public(&given), reason });
             }
-            Addressing::Virtual if !holds_bucket => format!("{bucket}.{authority}")
-                .parse()
-                .map_err(|_| StoreError::Endpoint { given, reason: "not a host name" })?,
+            Addressing::Virtual if !holds_bucket => {
+                format!("{bucket}.{authority}").parse().map_err(|_| StoreError::Endpoint {
+                    given: public(&given),
+                    reason: "not a host name",
+                })?
+            }
             _ => authority,
         };
         let region = match region.or_else(|| guess_region(dialect, &host)) {
@@ -179,10 +182,20 @@ impl Endpoint {
     }
 }
 
+/// What may be shown of an endpoint that cannot be one: neither a password nor a signature.
+pub(super) fn public(given: &str) -> String {
+    let (scheme, rest) =
+        given.split_once("://").map_or(("", given), |(scheme, rest)| (scheme, rest));
+    let colon = if scheme.is_empty() { "" } else { "://" };
+    let (rest, query) = rest.split_once(['?', '#']).map_or((rest, ""), |(rest, _)| (rest, "?…"));
+    let (user, host) = rest.rsplit_once('@').map_or(("", rest), |(_, host)| ("…@", host));
+    format!("{scheme}{colon}{user}{host}{query}")
+}
+
 /// Scheme and authority of an endpoint as people write it; a port that is the scheme's own is
 /// dropped, as clients drop it from `Host`.
 fn parse(given: &str) -> Result<(Scheme, Authority), StoreError> {
-    let refuse = |reason| StoreError::Endpoint { given: given.to_owned(), reason };
+    let refuse = |reason| StoreError::Endpoint { given: public(given), reason };
     let (scheme, rest) = match given.split_once("://") {
         None => (Scheme::HTTPS, given),
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (Scheme::HTTPS, rest),

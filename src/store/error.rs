@@ -267,13 +267,15 @@ pub enum StoreError {
         /// How long it was waited for.
         seconds: u64,
     },
-    /// No byte of a body in time.
-    #[error("{subject}: no byte for {seconds} s at offset {offset}")]
+    /// No byte of a body in time, or hardly any.
+    #[error("{subject}: less than {least} bytes in {seconds} s, at offset {offset}")]
     Stalled {
         /// The object.
         subject: Box<Subject>,
         /// The offset in the object of the byte that did not come.
         offset: u64,
+        /// How many bytes there should have been.
+        least: u64,
         /// How long it was waited for.
         seconds: u64,
     },

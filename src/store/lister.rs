@@ -1,5 +1,6 @@
 //! The listing of a prefix, page by page, one page ahead.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
@@ -41,9 +42,9 @@ struct Lister {
     ahead: Option<Ahead>,
     empty_pages: u32,
     pages: u64,
-    /// The token of an earlier page, kept anew at every power of two of pages: a circle of tokens of
-    /// any length meets it (Brent's algorithm).
-    milestone: Option<String>,
+    /// The token of an earlier page and what its keys are, kept anew at every power of two of pages:
+    /// a circle of any length meets it (Brent's algorithm).
+    milestone: Option<(String, Option<u64>)>,
 }
 
 /// Lists the objects under `prefix` behind `after`, in the source's order.
@@ -76,17 +77,23 @@ pub(super) fn list(
 }
 
 impl Lister {
-    /// The next page's objects up to the first that is wrong, and whether pages follow.
+    /// The next page's objects, and whether pages follow.
     async fn page(&mut self) -> Result<(Vec<Result<Listed, StoreError>>, bool), StoreError> {
         let ahead = self.ahead.take().unwrap_or_else(|| self.fetch());
         let Page { objects, next } = wait(ahead).await?;
         if let Some(token) = next {
-            if self.milestone.as_ref() == Some(&token) {
-                return Err(self.malformed("a continuation token comes twice"));
+            let here = (token.clone(), digest(&objects));
+            if let Some((token, objects)) = &self.milestone {
+                if *token == here.0 {
+                    return Err(self.malformed("a continuation token comes twice"));
+                }
+                if objects.is_some() && *objects == here.1 {
+                    return Err(self.malformed("a page comes twice"));
+                }
             }
             self.pages += 1;
             if self.pages.is_power_of_two() {
-                self.milestone = Some(token.clone());
+                self.milestone = Some(here);
             }
             self.empty_pages = if objects.is_empty() { self.empty_pages + 1 } else { 0 };
             if self.empty_pages > MAX_EMPTY_PAGES {
@@ -95,26 +102,7 @@ impl Lister {
             self.token = Some(token);
             self.ahead = Some(self.fetch());
         }
-        let mut checked = Vec::with_capacity(objects.len());
-        for object in objects {
-            let object = self.check(object);
-            let wrong = object.is_err();
-            checked.push(object);
-            if wrong {
-                self.ahead = None;
-                break;
-            }
-        }
-        Ok((checked, self.ahead.is_some()))
-    }
-
-    fn check(&self, object: Listed) -> Result<Listed, StoreError> {
-        let key = &object.key;
-        if !key.as_str().starts_with(self.prefix.as_str()) {
-            let prefix = self.prefix.as_str().to_owned();
-            return Err(StoreError::OutsidePrefix { prefix, key: key.clone() });
-        }
-        Ok(object)
+        Ok((objects.into_iter().map(Ok).collect(), self.ahead.is_some()))
     }
 
     fn fetch(&self) -> Ahead {
@@ -131,17 +119,21 @@ impl Lister {
             (None, Some(after)) => query.push(("start-after", after.as_str().to_owned())),
             (None, None) => {}
         }
-        let client = self.client.clone();
+        let (client, prefix) = (self.client.clone(), self.prefix.clone());
         let ask = Ask { kind: Kind::List, key: None, query, headers: Vec::new() };
         Ahead(tokio::spawn(async move {
             let read = |body: &[u8]| {
-                parse(body, client.dialect).map_err(|error| match error {
+                let page = parse(body, client.dialect).map_err(|error| match error {
                     PageError::Key(error) => Failure::Final(error),
                     PageError::Malformed(reason) => {
                         let subject = client.subject(None);
                         Failure::passing(StoreError::Malformed { subject, reason })
                     }
-                })
+                })?;
+                match stray(&page, &prefix) {
+                    Some(error) => Err(Failure::passing(error)),
+                    None => Ok(page),
+                }
             };
             client.whole(&ask, MAX_PAGE, read).await
         }))
@@ -150,6 +142,20 @@ impl Lister {
     fn malformed(&self, reason: &str) -> StoreError {
         StoreError::Malformed { subject: self.client.subject(None), reason: reason.to_owned() }
     }
+}
+
+/// Why a page is not of what was asked for.
+fn stray(page: &Page, prefix: &Prefix) -> Option<StoreError> {
+    let stray = page.objects.iter().find(|o| !o.key.as_str().starts_with(prefix.as_str()))?;
+    let (prefix, key) = (prefix.as_str().to_owned(), stray.key.clone());
+    Some(StoreError::OutsidePrefix { prefix, key })
+}
+
+/// What tells a page from others: a page that comes twice has the same keys, whatever its token.
+fn digest(objects: &[Listed]) -> Option<u64> {
+    let mut hasher = DefaultHasher::new();
+    objects.iter().for_each(|object| object.key.as_str().hash(&mut hasher));
+    (!objects.is_empty()).then(|| hasher.finish())
 }
 
 async fn wait(mut ahead: Ahead) -> Result<Page, StoreError> {

@@ -6,6 +6,7 @@ use quick_xml::events::Event;
 
 use crate::keys::{Dialect, Key};
 
+use super::answer::clean;
 use super::error::StoreError;
 
 /// One object of a listing, everything as listed.
@@ -67,10 +68,11 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
     let mut open: Vec<String> = Vec::new();
     let mut text = String::new();
     let mut drafts: Vec<Draft> = Vec::new();
-    let (mut encoded, mut truncated, mut next) = (false, false, None);
+    let (mut encoded, mut truncated, mut next, mut count) = (false, None, None, None);
     loop {
-        let event =
-            reader.read_event().map_err(|error| PageError::Malformed(format!("XML: {error}")))?;
+        let event = reader
+            .read_event()
+            .map_err(|error| PageError::Malformed(clean(&format!("XML: {error}"))))?;
         match event {
             Event::Start(tag) => {
                 if open.len() >= MAX_DEPTH {
@@ -96,7 +98,14 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
                 let names: Vec<&str> = open.iter().map(String::as_str).collect();
                 match (names.as_slice(), drafts.last_mut()) {
                     ([_, "EncodingType"], _) => encoded = text.trim().eq_ignore_ascii_case("url"),
-                    ([_, "IsTruncated"], _) => truncated = text.trim() == "true",
+                    ([_, "IsTruncated"], _) => {
+                        truncated = match text.trim() {
+                            "true" => Some(true),
+                            "false" => Some(false),
+                            _ => return Err(malformed("IsTruncated is neither true nor false")),
+                        }
+                    }
+                    ([_, "KeyCount"], _) => count = text.trim().parse::<usize>().ok(),
                     ([_, "NextContinuationToken"], _) => next = Some(std::mem::take(&mut text)),
                     ([_, "Contents", field], Some(draft)) => {
                         let text = std::mem::take(&mut text);
@@ -128,17 +137,32 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
         }
     }
     let objects =
-        drafts.into_iter().map(|draft| draft.finish(encoded)).collect::<Result<_, _>>()?;
+        drafts.into_iter().map(|draft| draft.finish(encoded)).collect::<Result<Vec<_>, _>>()?;
+    // a page that lost keys on its way must not pass for the end of the listing
+    if count.is_some_and(|count| count > objects.len()) {
+        return Err(malformed("it holds fewer keys than it says"));
+    }
+    let next = next.filter(|token| !token.is_empty());
     let next = match (truncated, next) {
-        (false, _) => None,
-        (true, Some(token)) if !token.is_empty() => {
+        (None, _) => return Err(malformed("it does not say whether it goes on")),
+        (Some(false), None) => None,
+        (Some(false), Some(_)) => {
+            return Err(malformed("it ends, but has a continuation token"));
+        }
+        (Some(true), Some(token)) => {
             let decode = encoded && dialect != Dialect::S3;
             Some(if decode { url_decode(token)? } else { token })
         }
-        (true, _) => return Err(malformed("the listing goes on, but has no continuation token")),
+        (Some(true), None) => {
+            return Err(malformed("the listing goes on, but has no continuation token"));
+        }
     };
     Ok(Page { objects, next })
 }
+
+/// No object is larger: OSS's have at most 48.8 TB, S3's 50 TB. Sums of sizes that a source makes up
+/// stay in range by this.
+pub(super) const MAX_OBJECT: u64 = 1 << 50;
 
 /// The deepest element of a listing is on level 4.
 const MAX_DEPTH: usize = 16;
@@ -150,7 +174,10 @@ impl Draft {
         let key = key.ok_or_else(|| missing("key"))?;
         let key = if encoded { url_decode(key)? } else { key };
         let key = Key::new(key).map_err(|e| PageError::Key(StoreError::bad_key(&e)))?;
-        let size = size.and_then(|size| size.trim().parse().ok()).ok_or_else(|| missing("size"))?;
+        let size = size
+            .and_then(|size| size.trim().parse().ok())
+            .filter(|size| *size <= MAX_OBJECT)
+            .ok_or_else(|| missing("size"))?;
         let modified = modified
             .and_then(|time| DateTime::parse_from_rfc3339(time.trim()).ok())
             .ok_or_else(|| missing("time"))?
@@ -235,7 +262,7 @@ mod tests {
     <ETag>"35A27C2B9EAEEB6F48FD7FB5861D****"</ETag><Type>Symlink</Type><Size>25</Size>
     <StorageClass>Standard</StorageClass><Owner><ID>1</ID><DisplayName>x</DisplayName></Owner></Contents>
   <Contents><Key>b</Key><LastModified>2020-05-18T05:45:43Z</LastModified><ETag>&quot;AB&quot;</ETag>
-    <Type>Normal</Type><Size>18446744073709551615</Size><StorageClass>ColdArchive</StorageClass></Contents>
+    <Type>Normal</Type><Size>1125899906842624</Size><StorageClass>ColdArchive</StorageClass></Contents>
   <Contents><Key>c</Key><LastModified>2020-05-18T05:45:43Z</LastModified><Size>0</Size>
     <StorageClass>Archive</StorageClass>
     <RestoreInfo>ongoing-request="false", expiry-date="Sat, 05 Nov 2022 07:38:08 GMT"</RestoreInfo></Contents>
@@ -261,7 +288,7 @@ mod tests {
         assert_eq!(first.etag.as_deref(), Some("\"35A27C2B9EAEEB6F48FD7FB5861D****\""));
         assert_eq!(first.modified.to_rfc3339(), "2020-05-18T05:45:43+00:00");
         assert!(first.symlink && !first.archived && first.size == 25);
-        assert_eq!((second.etag.as_deref(), second.size), (Some("\"AB\""), u64::MAX));
+        assert_eq!((second.etag.as_deref(), second.size), (Some("\"AB\""), MAX_OBJECT));
         assert!(second.archived && !second.symlink);
         assert!(!third.archived && third.etag.is_none());
         assert!(fourth.archived);
@@ -292,10 +319,15 @@ mod tests {
             OSS[..OSS.len() - 20].to_owned(),
             replaced("<NextContinuationToken>CgJi%2BYw--</NextContinuationToken>", ""),
             replaced("<Size>25</Size>", "<Size>-1</Size>"),
+            replaced("<Size>25</Size>", "<Size>18446744073709551615</Size>"),
             replaced("<Size>25</Size>", ""),
             replaced("<Key>b</Key>", ""),
             replaced("2020-05-18T05:45:43.000Z", "yesterday"),
             replaced("&amp;", "&bomb;"),
+            replaced("<IsTruncated>true</IsTruncated>", ""),
+            replaced("<IsTruncated>true", "<IsTruncated>false"),
+            replaced("<IsTruncated>true", "<IsTruncated>trte"),
+            replaced("<KeyCount>4", "<KeyCount>5"),
             "<a>".repeat(1000),
         ] {
             let error = parse(body.as_bytes(), Dialect::Oss).expect_err(&body);
@@ -307,6 +339,28 @@ mod tests {
             let error = parse(body.as_bytes(), Dialect::Oss).expect_err(key);
             assert!(matches!(error, PageError::Key(_)), "{error:?}");
         }
+    }
+
+    /// A listing has no checksum, so a changed name or size cannot be seen here: the object's own
+    /// answers tell. What is lost would never be asked for.
+    #[test]
+    fn no_flipped_bit_loses_a_key_or_the_rest_of_the_listing() {
+        let whole = parse(OSS.as_bytes(), Dialect::Oss).unwrap();
+        let mut refused = 0;
+        for at in 0..OSS.len() {
+            for bit in 0..8 {
+                let mut body = OSS.as_bytes().to_vec();
+                body[at] ^= 1 << bit;
+                match parse(&body, Dialect::Oss) {
+                    Ok(page) => {
+                        let seen = (page.objects.len(), page.next.is_some());
+                        assert_eq!(seen, (whole.objects.len(), true), "byte {at}, bit {bit}");
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+        assert!(refused > OSS.len(), "{refused}");
     }
 
     proptest! {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use http::header::{IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, RANGE};
+use http::header::{ETAG, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, RANGE};
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 use hyper::body::Incoming;
 use object_store::path::Path;
@@ -19,6 +19,7 @@ use crate::keys::{Dialect, Key};
 use super::body::Body;
 use super::client::{Ask, Budget, Client, Failure};
 use super::error::StoreError;
+use super::listing::MAX_OBJECT;
 use super::location::key_at;
 use super::read_only::Readable;
 use super::stated::{Stated, content_length, content_range, http_date};
@@ -56,9 +57,10 @@ impl Client {
         wanted: Option<&GetRange>,
         budget: &mut Budget,
     ) -> Result<Opened, StoreError> {
+        let pinned = ask.headers.iter().any(|(name, _)| *name == IF_MATCH);
         loop {
             let opened = match self.once(ask).await {
-                Ok(response) => check(response, wanted).map_err(|reason| {
+                Ok(response) => check(response, wanted, pinned).map_err(|reason| {
                     let subject = self.subject(ask.key.as_ref());
                     Failure::passing(StoreError::Malformed { subject, reason })
                 }),
@@ -92,7 +94,12 @@ pub(super) fn resolve(range: &GetRange, size: u64) -> Range<u64> {
 }
 
 /// Whether an answer's status and headers fit what was asked for; if not, why.
-fn check(response: Response<Incoming>, wanted: Option<&GetRange>) -> Result<Opened, String> {
+/// `pinned`: a version was asked for.
+fn check(
+    response: Response<Incoming>,
+    wanted: Option<&GetRange>,
+    pinned: bool,
+) -> Result<Opened, String> {
     let (parts, body) = response.into_parts();
     let (status, headers) = (parts.status, parts.headers);
     let length = content_length(&headers);
@@ -117,8 +124,18 @@ fn check(response: Response<Incoming>, wanted: Option<&GetRange>) -> Result<Open
             (range, size)
         }
     };
+    if size > MAX_OBJECT {
+        return Err(format!("no object has {size} bytes"));
+    }
     if length.is_some_and(|length| length != range.end - range.start) {
         return Err("Content-Length and Content-Range differ".to_owned());
+    }
+    if pinned && headers.get(ETAG).is_none_or(|etag| etag.to_str().is_err()) {
+        // a proxy's own page is no object, whatever its length
+        return Err("it does not say which version it is of: there is no ETag".to_owned());
+    }
+    if !Stated::is_readable(&headers) {
+        return Err("its checksum is none".to_owned());
     }
     Ok(Opened { headers, body, range, size })
 }

@@ -74,6 +74,7 @@ impl Chain {
             ca_bundle: None,
             read_buffer: None,
             connect_timeout: METADATA_TIMEOUT,
+            answer_timeout: METADATA_TIMEOUT * 2,
             // the metadata service's address is link-local: no proxy reaches it
             proxied: false,
         })?;
@@ -167,7 +168,9 @@ impl Chain {
                 let named = self.env.var("ALIBABA_CLOUD_ECS_METADATA").is_some();
                 if named || self.instance.load(Ordering::Relaxed) {
                     let provider = "the instance's role";
-                    let reason = clean(&error.to_string());
+                    // what follows a colon may be the answer's body, and hold a secret
+                    let said = error.to_string();
+                    let reason = clean(said.split(": ").next().unwrap_or_default());
                     return Err(StoreError::Credentials { provider, reason, transient: true });
                 }
                 Err(self.nothing(Some("no instance role either".to_owned())))
@@ -294,7 +297,7 @@ impl HttpSend for Http {
                 }
             })?
             .into_parts();
-        let body = read_body(body, MAX_SIZE, METADATA_TIMEOUT).await;
+        let body = read_body(body, MAX_SIZE, METADATA_TIMEOUT, METADATA_TIMEOUT * 2).await;
         Ok(http::Response::from_parts(parts, body.map_err(|_| failed("no whole answer"))?))
     }
 }
@@ -321,6 +324,7 @@ mod tests {
             ca_bundle: None,
             read_buffer: None,
             connect_timeout: METADATA_TIMEOUT,
+            answer_timeout: METADATA_TIMEOUT * 2,
             proxied: false,
         });
         let rrsa = Rrsa::new(transport.unwrap(), "cn-hangzhou", false, METADATA_TIMEOUT);

@@ -22,6 +22,8 @@ pub struct RetryPolicy {
     /// Time without progress before giving up on a source that has answered before; both this and
     /// `attempts` must be used up.
     pub patience: Duration,
+    /// Whether patience is also for a source that has never answered.
+    pub patient_from_start: bool,
     /// How long before their expiry credentials are fetched anew.
     pub refresh_ahead: Duration,
 }
@@ -45,9 +47,31 @@ impl Default for RetryPolicy {
             attempts: 8,
             // longer than a load balancer's failover or a zone's DNS switch
             patience: Duration::from_secs(120),
+            // a mistyped endpoint should say so at once
+            patient_from_start: false,
             // RRSA and instance roles give an hour at least 15 minutes: time for many attempts
             refresh_ahead: Duration::from_secs(300),
         }
+    }
+}
+
+impl RetryPolicy {
+    /// With the caller's own patience: `timeout` for everything that is waited for, `retry_for` in
+    /// place of attempts and patience.
+    pub(super) fn within(mut self, timeout: Option<Duration>, retry_for: Option<Duration>) -> Self {
+        if let Some(timeout) = timeout {
+            self.connect_timeout = self.connect_timeout.min(timeout);
+            self.first_byte_timeout = timeout;
+            self.stall_timeout = timeout;
+            self.server_delay_max = timeout.saturating_mul(2);
+        }
+        if let Some(retry_for) = retry_for {
+            // one failure in a row is everyday life, and two happen
+            self.attempts = 3;
+            self.patience = retry_for;
+            self.patient_from_start = true;
+        }
+        self
     }
 }
 
@@ -55,8 +79,8 @@ impl Default for RetryPolicy {
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
     failed: u32,
-    /// The clock was corrected since the last progress.
-    pub(super) clock_set: bool,
+    /// How often the clock was corrected since the last progress.
+    pub(super) clock_set: u32,
     /// Credentials were fetched anew since the last progress.
     pub(super) refreshed: bool,
 }
@@ -87,6 +111,7 @@ impl Attempts {
         dice: f64,
     ) -> Option<Duration> {
         self.failed += 1;
+        let patient = patient || policy.patient_from_start;
         if self.failed >= policy.attempts && !(patient && elapsed < policy.patience) {
             return None;
         }
@@ -137,6 +162,21 @@ mod tests {
         assert_eq!(spent(SECOND, false), Some(8));
         assert_eq!(spent(120 * SECOND, true), Some(8));
         assert_eq!(spent(SECOND, true), None);
+    }
+
+    #[test]
+    fn the_caller_may_be_more_or_less_patient() {
+        let spent = |policy: &RetryPolicy, elapsed| {
+            let mut attempts = Attempts::default();
+            (1..100).find(|_| attempts.pause(policy, None, elapsed, false, 0.0).is_none())
+        };
+        let hasty = RetryPolicy::default().within(Some(SECOND), Some(Duration::ZERO));
+        assert_eq!(spent(&hasty, Duration::ZERO), Some(3));
+        assert_eq!((hasty.stall_timeout, hasty.server_delay_max), (SECOND, 2 * SECOND));
+        let patient = RetryPolicy::default().within(None, Some(60 * SECOND));
+        assert_eq!(spent(&patient, 59 * SECOND), None);
+        assert_eq!(spent(&patient, 60 * SECOND), Some(3));
+        assert_eq!(patient.stall_timeout, 30 * SECOND);
     }
 
     #[test]

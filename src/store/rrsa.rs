@@ -14,8 +14,9 @@ use http_body_util::Full;
 use reqsign_core::Env;
 use serde::Deserialize;
 
-use super::answer::clean;
+use super::answer::{clean, hide};
 use super::credentials::Credential;
+use super::endpoint::public;
 use super::error::StoreError;
 use super::providers::set;
 use super::sign::encode;
@@ -24,6 +25,9 @@ use super::verdict::{is_passing, is_throttling};
 use crate::telemetry::chain;
 
 const PROVIDER: &str = "RRSA";
+
+/// The form's field that holds a secret.
+const TOKEN: &str = "OIDCToken";
 
 /// An hour, which every role allows.
 const DURATION: &str = "3600";
@@ -91,7 +95,7 @@ impl Rrsa {
         let form = [
             ("RoleArn", role.as_str()),
             ("OIDCProviderArn", &provider),
-            ("OIDCToken", token.trim()),
+            (TOKEN, token.trim()),
             ("RoleSessionName", session.as_deref().unwrap_or("ossvp")),
             ("DurationSeconds", DURATION),
         ];
@@ -115,8 +119,11 @@ impl Rrsa {
         format!("{}/?{query}", base.trim_end_matches('/'))
             .parse()
             .ok()
-            .filter(|uri: &Uri| uri.authority().is_some())
-            .ok_or(StoreError::Endpoint { given: host, reason: "STS cannot be asked there" })
+            .filter(|uri: &Uri| uri.authority().is_some_and(|at| !at.as_str().contains('@')))
+            .ok_or_else(|| {
+                let reason = "STS cannot be asked there";
+                StoreError::Endpoint { given: public(&host), reason }
+            })
     }
 
     async fn assume(&self, at: &Uri, form: &[(&str, &str)]) -> Result<Credential, StoreError> {
@@ -139,7 +146,7 @@ impl Rrsa {
             }
         })?;
         let status = response.status();
-        let body = read_body(response.into_body(), MAX_ANSWER, self.timeout).await;
+        let body = read_body(response.into_body(), MAX_ANSWER, self.timeout, self.timeout).await;
         let body = body.map_err(|_| passing(format!("no whole answer from {host}")))?;
         if status.is_success() {
             // serde's message could quote the secret
@@ -152,10 +159,12 @@ impl Rrsa {
         }
         let Refused { code, message, request_id } =
             serde_json::from_slice(&body).unwrap_or_default();
-        let reason = clean(&format!(
+        let reason = format!(
             "{host} refused AssumeRoleWithOIDC ({} {code}: {message}, request id {request_id})",
             status.as_u16()
-        ));
+        );
+        let tokens = form.iter().filter(|(name, _)| *name == TOKEN).map(|(_, value)| *value);
+        let reason = clean(&hide(reason, tokens));
         let later = is_passing(status) || is_throttling(&code);
         Err(if later { passing(reason) } else { refuse(reason) })
     }

@@ -7,6 +7,9 @@ use http::HeaderMap;
 
 use std::ops::Range;
 
+/// CRC-64/XZ of the whole object, in decimal.
+const CRC64: &str = "x-oss-hash-crc64ecma";
+
 /// What the answer to a GET or HEAD states of the whole object; rides in
 /// [`object_store::GetResult::extensions`].
 ///
@@ -35,6 +38,13 @@ pub struct Stated {
 }
 
 impl Stated {
+    /// Whether OSS's checksum is a number where there is one: one that cannot be read is not one that
+    /// was never there.
+    pub(super) fn is_readable(headers: &HeaderMap) -> bool {
+        let number = |value: &http::HeaderValue| value.to_str().ok()?.trim().parse::<u64>().ok();
+        headers.get_all(CRC64).iter().all(|value| number(value).is_some())
+    }
+
     /// Reads the headers of an answer; `partial` for the answer to a Range.
     pub(super) fn read(headers: &HeaderMap, partial: bool) -> Self {
         let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim);
@@ -44,7 +54,7 @@ impl Stated {
         let whole = |name: &str| text(name).filter(|_| !composite && !partial);
         let content_md5 = text("content-md5").filter(|_| !partial).and_then(base64_bytes);
         Self {
-            crc64: text("x-oss-hash-crc64ecma").and_then(|crc| crc.parse().ok()),
+            crc64: text(CRC64).and_then(|crc| crc.parse().ok()),
             crc64nvme: whole("x-amz-checksum-crc64nvme")
                 .and_then(base64_bytes)
                 .map(u64::from_be_bytes),

@@ -57,6 +57,8 @@ pub(super) struct Options<'a> {
     pub(super) ca_bundle: Option<&'a Path>,
     pub(super) read_buffer: Option<usize>,
     pub(super) connect_timeout: Duration,
+    /// Longest wait for a connection that can be used: name, address, proxy, TLS.
+    pub(super) answer_timeout: Duration,
     /// Whether the environment's proxies apply.
     pub(super) proxied: bool,
 }
@@ -74,7 +76,7 @@ pub(super) enum SendError {
 /// A pool of connections.
 #[derive(Clone)]
 pub(super) struct Transport {
-    client: Client<Connector, Full<Bytes>>,
+    client: Client<Timed, Full<Bytes>>,
     proxies: Arc<Matcher>,
 }
 
@@ -102,7 +104,10 @@ impl Transport {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .http1_max_buf_size(options.read_buffer.unwrap_or(READ_BUFFER).max(READ_BUFFER_MIN))
-            .build(HttpsConnector::from((route, tls)));
+            .build(Timed {
+                limit: options.answer_timeout,
+                connect: HttpsConnector::from((route, tls)),
+            });
         Ok(Self { client, proxies })
     }
 
@@ -139,8 +144,19 @@ pub(super) enum BodyError {
     Long,
 }
 
-/// Reads a body of at most `bound` bytes, waiting at most `stall` for each frame.
+/// Reads a body of at most `bound` bytes, waiting at most `stall` for each frame and `longest` for
+/// all of it: bytes that drip are no answer either.
 pub(super) async fn read_body(
+    body: Incoming,
+    bound: usize,
+    stall: Duration,
+    longest: Duration,
+) -> Result<Bytes, BodyError> {
+    let read = tokio::time::timeout(longest, read_frames(body, bound, stall));
+    read.await.map_err(|_| BodyError::Late)?
+}
+
+async fn read_frames(
     mut body: Incoming,
     bound: usize,
     stall: Duration,
@@ -227,7 +243,28 @@ fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-type Connector = HttpsConnector<Route>;
+/// Connects within a time. A request that gets another's connection leaves its own attempt to go on
+/// by itself, and one that a host never finishes would keep its descriptor for ever.
+#[derive(Clone)]
+struct Timed {
+    limit: Duration,
+    connect: HttpsConnector<Route>,
+}
+
+impl Service<Uri> for Timed {
+    type Response = MaybeHttpsStream<Routed>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.connect.poll_ready(cx)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let connecting = tokio::time::timeout(self.limit, self.connect.call(to));
+        Box::pin(async move { connecting.await.map_err(|_| "no connection in time")? })
+    }
+}
 
 /// Connects to a host: directly, or through the proxy that the environment names for it.
 #[derive(Clone)]

@@ -113,6 +113,8 @@ pub(super) fn judge(asked: Asked<'_>, answer: Answer) -> Verdict {
 /// Whether a status is one that a later attempt may not get.
 pub(super) fn is_passing(status: StatusCode) -> bool {
     (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED)
+        // an answer to a request that was not made
+        || status.is_informational()
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
 

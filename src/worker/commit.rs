@@ -9,9 +9,9 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use super::at::{VolumeError, errno};
+use super::at::{VolumeError, errno, uninterrupted};
 use super::failure::Failure;
-use super::inspect::{Held, History, Lines, MANIFEST, MARKER};
+use super::inspect::{self, Held, History, Lines, MANIFEST, MARKER};
 use super::list::{Entry, Target};
 use super::manifest::{FileRecord, Line, VERSION, hex};
 use super::progress::Counters;
@@ -79,6 +79,15 @@ struct State {
     tally: Tally,
 }
 
+/// A manifest that only lacks its last line.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    /// The SHA-256 of its lines.
+    digest: Sha256,
+    /// Where they end.
+    end: u64,
+}
+
 /// What was committed in all.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Totals {
@@ -95,7 +104,6 @@ impl Ledger {
         counters: &Arc<Counters>,
         identity: &SourceIdentity,
         history: &History,
-        boot: &str,
         folds_names: bool,
     ) -> Result<Self, Failure> {
         let file = volume.own().open(MANIFEST)?;
@@ -128,7 +136,7 @@ impl Ledger {
             ledger.append(&mut state, &Line::Untrusted { from })?;
         }
         let at = chrono::Utc::now().to_rfc3339();
-        ledger.append(&mut state, &Line::Begin { boot: boot.to_owned(), at })?;
+        ledger.append(&mut state, &Line::Begin { boot: inspect::boot_id(), at })?;
         drop(state);
         Ok(ledger)
     }
@@ -389,8 +397,13 @@ impl Ledger {
             }
             state.end
         };
-        // lines that are appended meanwhile are not vouched for
-        self.sync()?;
+        self.sync_before(end)
+    }
+
+    /// Syncs the file system, and notes that all lines before `end` are on the device; lines that are
+    /// appended meanwhile are not vouched for.
+    fn sync_before(&self, end: u64) -> Result<(), Failure> {
+        self.trusting(self.volume.sync())?;
         let mut state = self.state();
         let nothing_since = state.end == end;
         self.append(&mut state, &Line::Synced { before: end })?;
@@ -398,29 +411,33 @@ impl Ledger {
         if nothing_since {
             state.quiet = state.end;
         }
-        Ok(())
+        let file = state.file.try_clone();
+        drop(state);
+        // else the line itself would come to the device with the next sync only
+        let synced = file
+            .map_err(|error| errno(&error))
+            .and_then(|file| uninterrupted(|| rustix::fs::fdatasync(&file)));
+        self.trusting(synced.map_err(|errno| self.volume.writing(MANIFEST, 0, errno)))
     }
 
-    /// Syncs the file system. If that fails, what was committed since the last sync is noted as not
-    /// to be trusted: the page cache still shows bytes that the device has lost.
-    pub(crate) fn sync(&self) -> Result<(), Failure> {
-        let synced = self.volume.sync();
-        Ok(self.noted(&mut self.state(), synced)?)
+    /// Syncs everything, and says so in the settled manifest's last line: where the marker is taken
+    /// away, the files can still be trusted. The manifest's SHA-256.
+    pub(crate) fn conclude(&self, settled: Settled) -> Result<String, Failure> {
+        let Settled { mut digest, end } = settled;
+        self.sync_before(end)?;
+        digest.update(Line::Synced { before: end }.encode());
+        Ok(hex(&digest.finalize()))
     }
 
-    /// Notes that what was committed since the last sync is not to be trusted, if `synced` failed.
-    fn noted(&self, state: &mut State, synced: Result<(), VolumeError>) -> Result<(), VolumeError> {
-        if let Err(error) = synced {
-            // a sync that failed elsewhere: what else was lost is told now, not to the next run
-            let _ = self.volume.sync();
+    /// Takes what a sync answered. If it failed, what was committed since the last one is noted as
+    /// not to be trusted: the page cache still shows bytes that the device has lost.
+    fn trusting(&self, synced: Result<(), VolumeError>) -> Result<(), Failure> {
+        if synced.is_err() {
+            let mut state = self.state();
             let from = state.synced;
-            // a volume that takes no line either says so itself at the next run
-            if let Err(failure) = self.append(state, &Line::Untrusted { from }) {
-                tracing::warn!(error = %failure, "what may be lost cannot be noted");
-            }
-            return Err(error);
+            self.append(&mut state, &Line::Untrusted { from })?;
         }
-        Ok(())
+        Ok(synced?)
     }
 
     /// Waits for a checkpoint under way; none follows.
@@ -440,23 +457,15 @@ impl Ledger {
         }
     }
 
-    /// Settles the manifest: one line a file, and its SHA-256; with `sha256`, also `SHA256SUMS`.
-    pub(crate) fn settle(&self, sha256: bool) -> Result<String, Failure> {
+    /// Settles the manifest: one line a file; with `sha256`, also `SHA256SUMS`.
+    pub(crate) fn settle(&self, sha256: bool) -> Result<Settled, Failure> {
         let mut state = self.state();
         if state.superseded {
-            let own = self.volume.own();
             let file = self.compacted(&state.file, state.end)?;
-            self.noted(&mut state, own.sync_file("manifest.new", &file))?;
-            own.rename("manifest.new", MANIFEST)?;
             state.end = file.metadata().map_or(0, |meta| meta.len());
             state.file = file;
             state.superseded = false;
             state.synced = 0;
-            self.noted(&mut state, own.sync())?;
-        } else {
-            // syncfs does not reach every file system's server (FUSE has no such call)
-            let synced = self.volume.own().sync_file(MANIFEST, &state.file);
-            self.noted(&mut state, synced)?;
         }
         let mut sums = match sha256 {
             true => Some(BufWriter::new(self.volume.own().draft("SHA256SUMS.new")?)),
@@ -487,15 +496,14 @@ impl Ledger {
                 let file = sums
                     .into_inner()
                     .map_err(|error| self.volume.writing(SUMS, 0, errno(error.error())))?;
-                let settled = self.volume.own().settle("SHA256SUMS.new", SUMS, &file);
-                self.noted(&mut state, settled)?;
+                self.volume.own().settle("SHA256SUMS.new", SUMS, &file)?;
             }
             None => self.volume.own().remove(SUMS)?,
         }
-        Ok(hex(&digest.finalize()))
+        Ok(Settled { digest, end: state.end })
     }
 
-    /// A draft of the manifest, in key order, the last line of each key only.
+    /// Writes the manifest anew, in key order, the last line of each key only.
     fn compacted(&self, file: &File, end: u64) -> Result<File, Failure> {
         let wrong = |error: std::io::Error| -> Failure {
             self.volume.writing(MANIFEST, 0, errno(&error)).into()
@@ -541,6 +549,7 @@ impl Ledger {
         }
         let mut file = out.into_inner().map_err(|error| wrong(error.into_error()))?;
         file.seek(SeekFrom::Start(0)).map_err(wrong)?;
+        self.volume.own().settle("manifest.new", MANIFEST, &file)?;
         Ok(file)
     }
 

@@ -149,6 +149,16 @@ pub enum Failure {
         /// The indexes of those that saw something else.
         differing: Vec<u32>,
     },
+    /// What a shard had committed was changed after it was done.
+    #[error(
+        "{path}, which shard {index} had committed, was changed since: by a shard that had an older listing, or by someone else; run all shards again"
+    )]
+    ShardDisturbed {
+        /// Whose file it is.
+        index: u32,
+        /// The file.
+        path: VolumePath,
+    },
     /// `SHA256SUMS` of the source cannot be read.
     #[error("object {key} is no list of SHA-256 checksums: line {line} is not `digest  path`")]
     Sums {
@@ -209,7 +219,9 @@ impl Failure {
             | Self::Version { .. }
             | Self::OnePath { .. } => ExitCode::Occupied,
             Self::Mismatch { .. } | Self::Unverifiable(_) => ExitCode::Mismatch,
-            Self::Changed { .. } | Self::ShardsDiffer { .. } => ExitCode::Changed,
+            Self::Changed { .. } | Self::ShardsDiffer { .. } | Self::ShardDisturbed { .. } => {
+                ExitCode::Changed
+            }
             Self::Interrupted(code) => *code,
             Self::Output { .. } | Self::Unexpected(_) => ExitCode::Unexpected,
         }

@@ -26,8 +26,7 @@ const MARKER_LIMIT: u64 = 4 << 20;
 pub(crate) enum Held {
     File {
         record: FileRecord,
-        /// Whether its bytes survived for certain: no power was cut since they were written, or
-        /// they had been synced.
+        /// Whether its bytes are on the device for certain: they were synced since they were written.
         trusted: bool,
     },
     Directory {
@@ -141,7 +140,8 @@ pub(crate) struct History {
     untrusted: Vec<Range<u64>>,
     /// Where the manifest's valid lines end; the next run appends there.
     pub(crate) end: u64,
-    /// Whether this boot's run must note that lines before are not to be trusted.
+    /// From where on lines of earlier runs are not to be trusted, if any are not; the next run notes
+    /// it.
     pub(crate) note_untrusted: Option<u64>,
     /// Bytes of all files that are recorded, superseded ones counted again.
     pub(crate) bytes: u64,
@@ -214,7 +214,7 @@ pub(crate) struct Past {
 ///
 /// # Errors
 /// [`Failure::Version`] for a manifest of another version.
-pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Past>, Failure> {
+pub(crate) fn past(own: &Own, spill: SpillFile) -> Result<Option<Past>, Failure> {
     let Some(file) = own.read(MANIFEST)? else { return Ok(None) };
     let mut lines = Lines::new(file)?;
     let identity = match lines.next()? {
@@ -239,7 +239,7 @@ pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Pas
     let mut sorter = Sorter::new(spill);
     let mut history = History::none();
     let mut synced = 0;
-    let mut runs: Vec<(u64, bool)> = Vec::new();
+    let mut last_file = None;
     let mut value = Vec::new();
     while let Some((offset, line)) = lines.next()? {
         let relative = match &line {
@@ -247,13 +247,11 @@ pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Pas
                 // a line says what it likes
                 history.bytes = history.bytes.saturating_add(record.size);
                 history.files += 1;
+                last_file = Some(offset);
                 &record.relative
             }
             Line::Directory { relative, .. } | Line::Gone { relative } => relative,
-            Line::Begin { boot: then, .. } => {
-                runs.push((offset, then == boot));
-                continue;
-            }
+            Line::Begin { .. } => continue,
             Line::Synced { before } => {
                 synced = synced.max(*before);
                 continue;
@@ -271,13 +269,12 @@ pub(crate) fn past(own: &Own, boot: &str, spill: SpillFile) -> Result<Option<Pas
         sorter.push(relative.as_bytes(), &value).map_err(|error| sorting(&error))?;
     }
     history.end = lines.end();
-    // runs of other boots: what they wrote after the last sync may be lost
-    let this_boot = runs.iter().rev().take_while(|(_, same)| *same).last();
-    let end_of_others = this_boot.map_or(history.end, |(offset, _)| *offset);
-    if synced < end_of_others {
-        history.untrusted.push(synced..end_of_others);
-        // this boot's first run notes it, so that its own syncs do not vouch for those files
-        history.note_untrusted = this_boot.is_none().then_some(synced);
+    // what came after the last sync may be lost. It does not help to know that this machine was not
+    // booted since: the disk may have lost its power alone, or have been torn off
+    if last_file.is_some_and(|last| last >= synced) {
+        history.untrusted.push(synced..history.end);
+        // so that the next run's own syncs do not vouch for those files before it has read them
+        history.note_untrusted = Some(synced);
     }
     let mut sorted = sorter.finish().map_err(|error| sorting(&error))?;
     history.next = sorted.next().map_err(|error| sorting(&error))?;
@@ -321,11 +318,10 @@ impl Capacity {
     }
 }
 
-/// The id of this boot of the machine: a new one means that the power may have been cut.
+/// The id of this boot of the machine: for whoever reads a manifest after a power cut.
 pub(crate) fn boot_id() -> String {
     match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
         Ok(id) => id.trim().to_owned(),
-        // never equal to another: everything since the last sync is read again
-        Err(_) => format!("unknown-{}-{:?}", std::process::id(), std::time::SystemTime::now()),
+        Err(_) => "unknown".to_owned(),
     }
 }

@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
@@ -41,7 +41,7 @@ pub(crate) struct Large {
     part_size: u64,
     name: String,
     volume: Arc<Volume>,
-    stated: OnceLock<Stated>,
+    stated: Mutex<Option<Stated>>,
     wanted: Wanted,
     /// CRCs that an earlier run noted.
     noted: Vec<Option<u64>>,
@@ -121,7 +121,7 @@ impl Large {
             part_size,
             name,
             volume: Arc::clone(volume),
-            stated: OnceLock::new(),
+            stated: Mutex::default(),
             wanted,
             noted,
             state: Mutex::new(State {
@@ -185,12 +185,21 @@ impl Large {
 
     /// Keeps what an answer stated of the whole object.
     pub(crate) fn state(&self, stated: Stated) {
-        // every answer of one version states the same: the first is as good as any
-        let _ = self.stated.set(stated);
+        // every answer of one version states the same, and one that lost its checksum on the way
+        // should not be the one that counts
+        let mut kept = self.stated.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.as_ref().is_none_or(|kept| kept.crc64.is_none()) {
+            *kept = Some(stated);
+        }
+    }
+
+    /// Keeps what the answer to another fetch of the whole object stated.
+    pub(crate) fn state_anew(&self, stated: Stated) {
+        *self.stated.lock().unwrap_or_else(PoisonError::into_inner) = Some(stated);
     }
 
     pub(crate) fn stated(&self) -> Option<Stated> {
-        self.stated.get().cloned()
+        self.stated.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn staged(&self) -> Result<Arc<Staged>, Failure> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
 use crate::handoff::{
-    ByteSize, Direct, PopulateArgs, ProgressStyle, Rate, ShardOf, SourceIdentity, Unmappable,
+    ByteSize, Direct, PopulateArgs, ProgressStyle, Rate, ShardOf, SourceIdentity, Span, Unmappable,
     VerifyMode,
 };
 use crate::keys::SourceUrl;
@@ -17,6 +17,8 @@ use crate::store::{Addressing, Connection};
 pub(crate) const PART_SIZE: u64 = 8 << 20;
 /// The smallest part size that `--part-size` takes.
 const SMALLEST_PART: u64 = 64 << 10;
+/// The shortest time that `--timeout` takes.
+const SHORTEST_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(10);
 /// The most parts of one object: their state is kept in memory while it is fetched, some 120 bytes
 /// each. Larger objects get larger parts (5 TB: 500 MB).
 const MOST_PARTS: u64 = 10_000;
@@ -39,6 +41,9 @@ pub enum OptionsError {
     /// Too small.
     #[error("--part-size {0}: at least 64KiB")]
     PartSize(ByteSize),
+    /// Nothing is answered in no time.
+    #[error("--timeout: at least 10ms")]
+    Timeout,
     /// Not an addressing style.
     #[error("--addressing {0}: auto, virtual, path or cname")]
     Addressing(String),
@@ -86,6 +91,8 @@ impl Options {
             addressing,
             anonymous,
             ca_bundle,
+            timeout,
+            retry_for,
             include,
             exclude,
             unmappable,
@@ -111,6 +118,9 @@ impl Options {
         let part_bytes = part_size.map_or(PART_SIZE, ByteSize::bytes);
         if part_bytes < SMALLEST_PART {
             return Err(OptionsError::PartSize(ByteSize::new(part_bytes)));
+        }
+        if timeout.is_some_and(|timeout| timeout.duration() < SHORTEST_TIMEOUT) {
+            return Err(OptionsError::Timeout);
         }
         if let (SourceUrl::Directory(from), Some(to)) = (&source, &volume) {
             let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -147,6 +157,8 @@ impl Options {
                 anonymous,
                 ca_bundle,
                 read_buffer: Some(burst.unwrap_or(usize::MAX).min(LARGEST_FRAME)),
+                timeout: timeout.map(Span::duration),
+                retry_for: retry_for.map(Span::duration),
             },
             filter: std::sync::Arc::new(Filter::new(&include, &exclude)?),
             source,

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use rustix::fs::{FileType, Stat};
 
+use super::at::VolumeError;
 use super::failure::Failure;
 use super::inspect::{Capacity, Held, History};
 use super::list::{Entry, Listing, Target};
@@ -90,7 +91,7 @@ fn same_version(entry: &Entry, record: &FileRecord) -> bool {
 
 /// How a committed file stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
+pub(crate) enum Look {
     AsCommitted,
     Changed,
     Gone,
@@ -105,6 +106,13 @@ fn stands(stat: &Stat, size: u64, modified_ms: i64) -> bool {
     FileType::from_raw_mode(stat.st_mode).is_file()
         && stat.st_size as u64 == size
         && (ns == wanted_ns || coarse)
+}
+
+/// How a committed file stands, by size and time.
+pub(crate) fn look(volume: &Volume, record: &FileRecord) -> Result<Look, VolumeError> {
+    let Some(stat) = volume.stat(&record.path)? else { return Ok(Look::Gone) };
+    let same = stands(&stat, record.size, record.modified_ms);
+    Ok(if same { Look::AsCommitted } else { Look::Changed })
 }
 
 /// Merges listing and history.
@@ -284,12 +292,11 @@ impl Planner {
         Ok(std::mem::replace(&mut self.held, next))
     }
 
-    /// How the file stands, by size and time.
     fn look(&self, record: &FileRecord) -> Result<Look, Failure> {
-        let Some(volume) = &self.volume else { return Ok(Look::AsCommitted) };
-        let Some(stat) = volume.stat(&record.path)? else { return Ok(Look::Gone) };
-        let same = stands(&stat, record.size, record.modified_ms);
-        Ok(if same { Look::AsCommitted } else { Look::Changed })
+        match &self.volume {
+            Some(volume) => Ok(look(volume, record)?),
+            None => Ok(Look::AsCommitted),
+        }
     }
 
     fn check_room(&self) -> Result<(), Failure> {

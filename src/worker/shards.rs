@@ -3,22 +3,34 @@
 //! Each shard has its own directory in `.ossvp` with manifest, staged files, lock and marker. The
 //! shard that finds all others' markers there writes the volume's.
 
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
-use super::at::errno;
+use super::at::{VolumeError, errno};
 use super::commit::SUMS;
 use super::failure::Failure;
 use super::inspect::{self, Lines, MANIFEST, MARKER};
 use super::manifest::{Line, hex};
 use super::own::Own;
+use super::plan::{self, Look};
 use super::volume::Volume;
 use crate::handoff::{Marker, ShardOf};
+use crate::keys::VolumePath;
 
-/// The file whose lock says who looks at all markers.
+/// The file whose lock says who looks at all markers, or takes one away.
 const COMPLETION: &str = "completion";
+/// How many files are looked at at once. A network file system answers in 1 to 5 ms: alone, one
+/// thread would take an hour for a million files.
+const LOOKING: usize = 32;
+
+/// Waits until no other shard looks at markers or takes one away; none does while this is held.
+pub(crate) fn alone(base: &Own) -> Result<Option<File>, VolumeError> {
+    base.try_lock(COMPLETION, FlockOperation::LockExclusive)
+}
 
 /// The marker of the whole volume, if every shard agrees with `mine` on what was listed; `None`
 /// while some are not done.
@@ -26,11 +38,13 @@ const COMPLETION: &str = "completion";
 /// # Errors
 /// [`Failure::ShardsDiffer`] if shards saw different listings. All their markers are removed, so that
 /// every shard lists anew and looks at each of its files again: while they differed, one may have
-/// removed or replaced what another had.
+/// removed or replaced what another had. [`Failure::ShardDisturbed`] if the latter is seen though they
+/// agree: one that had an older listing was stopped before it could tell, and has run again. The marker
+/// of each shard whose files are not as it left them is removed.
 pub(crate) fn join(volume: &Volume, mine: &Marker) -> Result<Option<Marker>, Failure> {
     let base = volume.base();
-    // held until the end of this function: two shards that end at once look one after the other
-    let _lock = base.try_lock(COMPLETION, FlockOperation::LockExclusive)?;
+    // two shards that end at once look one after the other
+    let _alone = alone(base)?;
     let count = mine.shard.count;
     let mut markers = Vec::with_capacity(count as usize);
     for index in 0..count {
@@ -50,8 +64,15 @@ pub(crate) fn join(volume: &Volume, mine: &Marker) -> Result<Option<Marker>, Fai
         }
         return Err(Failure::ShardsDiffer { shard: mine.shard, differing });
     }
-    for (own, _) in &markers {
-        remake_directories(volume, own)?;
+    let mut first = None;
+    for (own, marker) in &markers {
+        if let Some(path) = disturbed(volume, own)? {
+            own.remove(MARKER)?;
+            first.get_or_insert(Failure::ShardDisturbed { index: marker.shard.index, path });
+        }
+    }
+    if let Some(disturbed) = first {
+        return Err(disturbed);
     }
     let whole = whole(mine, markers.iter().map(|(_, marker)| marker));
     if whole.sha256 {
@@ -72,17 +93,36 @@ pub(crate) fn join(volume: &Volume, mine: &Marker) -> Result<Option<Marker>, Fai
     Ok(Some(whole))
 }
 
-/// Makes the directories that a shard's manifest records: another shard may have removed one as the
-/// empty parent of a file of its own.
-fn remake_directories(volume: &Volume, own: &Own) -> Result<(), Failure> {
-    let Some(manifest) = own.read(MANIFEST)? else { return Ok(()) };
-    let mut lines = Lines::new(manifest)?;
-    while let Some((_, line)) = lines.next()? {
-        if let Line::Directory { path, .. } = line {
-            volume.make_directory(&path)?;
+/// A file of a shard's manifest that does not stand as it was committed, if there is one. Makes the
+/// directories that the manifest records: another shard may have removed one as the empty parent of
+/// a file of its own.
+fn disturbed(volume: &Volume, own: &Own) -> Result<Option<VolumePath>, Failure> {
+    let Some(manifest) = own.read(MANIFEST)? else { return Ok(None) };
+    let lines = Mutex::new(Lines::new(manifest)?);
+    let lock = || lines.lock().unwrap_or_else(PoisonError::into_inner);
+    let look = || -> Result<Option<VolumePath>, Failure> {
+        loop {
+            // the lock goes with this line: the others look at theirs meanwhile
+            let line = lock().next()?;
+            match line {
+                None => return Ok(None),
+                Some((_, Line::Directory { path, .. })) => volume.make_directory(&path)?,
+                Some((_, Line::File(record))) => {
+                    if plan::look(volume, &record)? != Look::AsCommitted {
+                        return Ok(Some(record.path));
+                    }
+                }
+                Some(_) => {}
+            }
         }
-    }
-    Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..LOOKING).map(|_| scope.spawn(look)).collect();
+        threads.into_iter().try_fold(None, |found, thread| {
+            let panicked = |_| Failure::Unexpected("a look at the files panicked".to_owned());
+            Ok(found.or(thread.join().map_err(panicked).flatten()?))
+        })
+    })
 }
 
 /// What all markers say together.

@@ -23,7 +23,7 @@ use super::volume::Volume;
 use super::write::{Calls, Staged};
 use crate::handoff::{Direct, VerifyMode};
 use crate::keys::{Dialect, VolumePath};
-use crate::store::{Source, Stated, explain, location};
+use crate::store::{Source, Stated, StoreError, explain, location};
 
 /// Parts that may write past the page cache at once. Each holds a buffer of 1 MiB, and that many
 /// writes keep any one device busy.
@@ -164,15 +164,31 @@ impl Transfers {
         }
     }
 
+    /// Sends a GET or a HEAD. An answer that contradicts the listing while the source says that
+    /// nothing has changed may be one broken answer: it is asked for again before it counts.
     async fn get(
         &self,
         entry: &Entry,
         options: GetOptions,
     ) -> Result<(GetResult, Stated), Failure> {
-        let answer =
-            self.objects.get_opts(&location(&entry.key), options).await.map_err(explain)?;
-        let stated = answer.extensions.get::<Stated>().cloned().unwrap_or_default();
-        Ok((answer, stated))
+        let mut attempt = 1;
+        loop {
+            let sent = self.objects.get_opts(&location(&entry.key), options.clone()).await;
+            let contradicts = match &sent {
+                Ok(answer) => !entry.symlink && answer.meta.size != entry.size,
+                Err(_) => false,
+            };
+            let answer = sent.map_err(explain);
+            let differs = matches!(answer, Err(StoreError::ChangedMeanwhile { .. }));
+            if (contradicts || differs) && attempt < ATTEMPTS && self.dialect != Dialect::File {
+                tracing::debug!(key = %entry.key, attempt, "the answer is of another version");
+                attempt += 1;
+                continue;
+            }
+            let answer = answer?;
+            let stated = answer.extensions.get::<Stated>().cloned().unwrap_or_default();
+            return Ok((answer, stated));
+        }
     }
 
     async fn whole(self: &Arc<Self>, mut entry: Entry, replaces: bool) -> Result<Step, Failure> {
@@ -372,6 +388,8 @@ impl Transfers {
                     let options = GetOptions { if_match, ..GetOptions::default() };
                     let (answer, stated) = self.get(entry, options).await?;
                     same_size(entry, answer.meta.size)?;
+                    // it may have been the checksum that was wrong
+                    large.state_anew(stated.clone());
                     let wanted =
                         Wanted::for_check(self.demands.expected(&stated), self.demands.sha256);
                     let staged = large.staged()?;

@@ -40,6 +40,7 @@ pub(crate) fn policy() -> RetryPolicy {
         server_delay_max: Duration::from_millis(20),
         attempts: 4,
         patience: Duration::ZERO,
+        patient_from_start: false,
         refresh_ahead: Duration::from_secs(300),
     }
 }

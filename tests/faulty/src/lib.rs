@@ -5,4 +5,6 @@
 //! every machine gives (root, FUSE, loop devices, ptrace), and says so in an error that a test may
 //! print instead of failing.
 
+pub mod calls;
 pub mod directory;
+pub mod disk;

@@ -32,6 +32,10 @@ pub(crate) enum Seize {
     Trail(u64),
     /// An answer whose header goes on for so many bytes.
     Header(u64),
+    /// An answer whose header goes on for ever, a byte at a time.
+    SlowHeader(Duration),
+    /// These bytes, then an orderly close.
+    Raw(Bytes),
 }
 
 /// What the requests of one connection share.
@@ -65,7 +69,10 @@ impl Connection {
 /// What goes wrong with one body; offsets count from its first byte.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    pub(crate) flips: Vec<u64>,
+    /// Offsets, and which bits are inverted.
+    pub(crate) flips: Vec<(u64, u8)>,
+    /// From this offset on, one byte at a time.
+    pub(crate) trickle: Option<(u64, Duration)>,
     pub(crate) stalls: Vec<(u64, Option<Duration>)>,
     pub(crate) cut: Option<(u64, Cut)>,
     /// Bytes of filler behind the true ones.
@@ -140,6 +147,14 @@ impl Payload {
         self.len
     }
 
+    /// A text's bytes; none of an object's.
+    pub(crate) fn as_text(&self) -> Option<&str> {
+        match &self.source {
+            Source::Text(bytes) => std::str::from_utf8(bytes).ok(),
+            Source::Object(..) => None,
+        }
+    }
+
     /// Ties the body to its connection and its faults, on the way out.
     pub(crate) fn dispatch(
         mut self,
@@ -164,7 +179,8 @@ impl Payload {
     fn next_stop(&self, end: u64) -> u64 {
         let stalls = self.plan.stalls.iter().map(|(at, _)| *at);
         let cut = self.plan.cut.iter().map(|(at, _)| *at);
-        stalls.chain(cut).filter(|at| *at > self.sent).fold(end, u64::min)
+        let trickle = self.plan.trickle.iter().map(|(after, _)| *after);
+        stalls.chain(cut).chain(trickle).filter(|at| *at > self.sent).fold(end, u64::min)
     }
 }
 
@@ -208,6 +224,10 @@ impl Body for Payload {
                 return Poll::Ready(None);
             }
             let mut max = this.next_stop(end).min(this.sent + FRAME) - this.sent;
+            if let Some((_, pause)) = this.plan.trickle.filter(|(after, _)| *after <= this.sent) {
+                max = 1;
+                this.wait = Some(Box::pin(sleep_until(Instant::now() + pause)));
+            }
             let pace = this.connection.clone().and_then(|c| Some((c.bandwidth?, c)));
             if let Some((bandwidth, connection)) = &pace {
                 max = max.min((bandwidth / 100).clamp(1024, FRAME));
@@ -231,9 +251,9 @@ impl Body for Payload {
                 *due = (*due).max(earliest) + Duration::from_secs_f64(seconds);
             }
             let range = this.sent..this.sent + bytes.len() as u64;
-            for flip in this.plan.flips.iter().filter(|at| range.contains(at)) {
+            for (at, bits) in this.plan.flips.iter().filter(|(at, _)| range.contains(at)) {
                 let mut flipped = BytesMut::from(&bytes[..]);
-                flipped[(flip - range.start) as usize] ^= 0xff;
+                flipped[(at - range.start) as usize] ^= bits;
                 bytes = flipped.freeze();
             }
             this.sent = range.end;

@@ -79,10 +79,16 @@ pub(crate) async fn answer(
 }
 
 fn list(server: &Server, call: &Call, faults: &[Action]) -> Result<Reply, ApiError> {
-    let repeat = faults.contains(&Action::RepeatToken);
+    let circle = faults.iter().fold(listing::Circle::None, |circle, fault| match fault {
+        Action::RepeatToken => listing::Circle::Token,
+        Action::RepeatPage => listing::Circle::Page,
+        Action::BeginAnew => listing::Circle::Begin,
+        Action::EmptyPages => listing::Circle::Empty,
+        _ => circle,
+    });
     let buckets = server.store.buckets.read().expect("no panic while the lock is held");
     let bucket = buckets.get(&call.bucket).ok_or_else(|| ApiError::no_such_bucket(&call.bucket))?;
-    listing::page(bucket, call, repeat).map(Reply::xml)
+    listing::page(bucket, call, circle).map(Reply::xml)
 }
 
 fn with(

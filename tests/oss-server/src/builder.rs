@@ -30,6 +30,7 @@ pub struct Builder {
     threads: usize,
     log: bool,
     tls: bool,
+    expired: bool,
     crc_in_s3: bool,
     sts: Config,
 }
@@ -46,6 +47,7 @@ impl Default for Builder {
             threads: 2,
             log: true,
             tls: false,
+            expired: false,
             crc_in_s3: false,
             sts: Config::default(),
         }
@@ -188,6 +190,12 @@ impl Builder {
         self
     }
 
+    /// TLS with a certificate that has expired.
+    pub fn expired(mut self) -> Self {
+        self.expired = true;
+        self.tls()
+    }
+
     /// Starts the server on threads of its own.
     pub async fn start(self) -> std::io::Result<OssServer> {
         self.start_blocking()
@@ -199,7 +207,10 @@ impl Builder {
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
         let tls = match self.tls {
-            true => Some(Tls::generate(&self.addressing.names()).map_err(std::io::Error::other)?),
+            true => Some(
+                Tls::generate(&self.addressing.names(), self.expired)
+                    .map_err(std::io::Error::other)?,
+            ),
             false => None,
         };
         // Last of what can fail: a runtime must not be dropped inside another one.

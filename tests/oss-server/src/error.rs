@@ -136,6 +136,40 @@ impl ApiError {
         )
     }
 
+    /// A refusal that quotes the request in all it says.
+    pub(crate) fn echo(
+        status: u16,
+        code: &str,
+        call: &crate::request::Call,
+        head: &http::request::Parts,
+    ) -> Self {
+        let said = |name: &str| call.header(name).unwrap_or_default().to_owned();
+        let authorization = said("authorization");
+        let token = call.dialect_header("security-token").unwrap_or_default();
+        let signature = authorization.rsplit("Signature=").next().unwrap_or_default();
+        let signed = format!(
+            "OSS4-HMAC-SHA256\n{}\n{}",
+            call.dialect_header("date").unwrap_or_default(),
+            head.uri
+        );
+        let quoted = format!("{signature} of {authorization} with {token} for {signed}");
+        let location = format!("https://{signature}@elsewhere.example/{signature}");
+        let mut error = Self::new(status, code, &quoted, "0002-00000040")
+            .with("SignatureProvided", signature)
+            .with("StringToSign", &signed)
+            .with("Token-0", token)
+            .with("Region", token)
+            .with("OSSAccessKeyId", said("authorization"));
+        for (name, value) in [
+            ("location", location.as_str()),
+            ("x-amz-bucket-region", token),
+            ("etag", &authorization),
+        ] {
+            error = error.header(name, value);
+        }
+        error
+    }
+
     /// The body.
     pub(crate) fn xml(&self, request_id: &str, host: &str) -> String {
         let mut out = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error>\n");

@@ -64,6 +64,52 @@ pub enum Action {
     NoCrc,
     /// So many milliseconds before the first byte.
     Delay(u64),
+    /// Another value for this header of the answer, or none.
+    Header(String, Option<String>),
+    /// The lowest bit of this byte of this header's value inverted: what stays is a header.
+    FlipHeader(String, usize),
+    /// As `FlipByte`, but only the lowest bit: what stays may still be text.
+    FlipBit(u64),
+    /// In a listing, the first of the one text replaced by the other.
+    Replace(String, String),
+    /// This body with this status and type instead of the answer, as a proxy would.
+    Instead {
+        /// The HTTP status.
+        status: u16,
+        /// The Content-Type.
+        content_type: String,
+        /// The body.
+        body: String,
+    },
+    /// These bytes instead of an answer, then an orderly close.
+    Raw(String),
+    /// An error of this status and code that quotes the request: its Authorization, its token and
+    /// what was signed, in every element and header.
+    Echo {
+        /// The HTTP status.
+        status: u16,
+        /// The error's code.
+        code: String,
+    },
+    /// From this byte of the body on, one byte every so many milliseconds.
+    Trickle {
+        /// Bytes of the body sent before.
+        after: u64,
+        /// Between two bytes.
+        ms: u64,
+    },
+    /// A header that does not end, one byte every so many milliseconds.
+    SlowHeader(u64),
+    /// A listing whose pages come again and again, each with a token of its own.
+    RepeatPage,
+    /// A listing that begins anew behind each page, with a token of its own.
+    BeginAnew,
+    /// Empty pages without end, each with a token of its own.
+    EmptyPages,
+    /// The object is deleted, and then the request is answered.
+    Vanish,
+    /// The object is replaced by another of its size, and then the request is answered.
+    Overwrite,
 }
 
 /// A rule: which requests it meets, and what it does to them.
@@ -262,10 +308,34 @@ impl Matcher {
         self.action(Action::Delay(time.as_millis() as u64))
     }
 
+    /// Another value for a header.
+    pub fn header(self, name: &str, value: &str) -> Fault {
+        self.action(Action::Header(name.into(), Some(value.into())))
+    }
+    /// An answer without a header.
+    pub fn no_header(self, name: &str) -> Fault {
+        self.action(Action::Header(name.into(), None))
+    }
+    /// One text for another in a listing.
+    pub fn replace(self, from: &str, to: &str) -> Fault {
+        self.action(Action::Replace(from.into(), to.into()))
+    }
+    /// Something else with status 200.
+    pub fn instead(self, content_type: &str, body: &str) -> Fault {
+        let (content_type, body) = (content_type.into(), body.into());
+        self.action(Action::Instead { status: 200, content_type, body })
+    }
+    /// An error that quotes the request.
+    pub fn echo(self, status: u16, code: &str) -> Fault {
+        self.action(Action::Echo { status, code: code.into() })
+    }
+
     fn meets(&self, call: &Call, action: &Action) -> bool {
         let range = call.requested_range();
         let wanted_byte = match action {
-            Action::FlipByte(offset) if call.operation == Operation::GetObject => {
+            Action::FlipByte(offset) | Action::FlipBit(offset)
+                if call.operation == Operation::GetObject =>
+            {
                 range.is_none_or(|(first, end)| (first..end).contains(offset))
             }
             _ => true,

@@ -167,6 +167,22 @@ impl OssServer {
         }
     }
 
+    /// Lets a key pair be unknown from now on.
+    pub fn revoke(&self, id: &str) {
+        let mut keys =
+            self.server.store.credentials.write().expect("no panic while the lock is held");
+        keys.remove(id);
+    }
+
+    /// The ids, secrets and tokens of all key pairs, issued ones too.
+    pub fn key_pairs(&self) -> Vec<[String; 3]> {
+        let keys = self.server.store.credentials.read().expect("no panic while the lock is held");
+        let pair = |(id, key): (&String, &Credential)| {
+            [id.clone(), key.secret.clone(), key.token.clone().unwrap_or_default()]
+        };
+        keys.iter().map(pair).collect()
+    }
+
     /// How many sets of credentials STS and the metadata service have issued.
     pub fn issued(&self) -> u64 {
         self.server.sts.issued()

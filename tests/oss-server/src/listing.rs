@@ -16,8 +16,23 @@ const PLAIN: AsciiSet =
 /// The most keys in one page.
 const MOST: usize = 1000;
 
+/// What a listing that does not end repeats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Circle {
+    None,
+    /// The token.
+    Token,
+    /// The page, under tokens of its own.
+    Page,
+    /// Everything from its beginning.
+    Begin,
+    /// Pages without a key.
+    Empty,
+}
+
 /// The page that `call` asks for.
-pub(crate) fn page(bucket: &Bucket, call: &Call, repeat_token: bool) -> Result<String, ApiError> {
+pub(crate) fn page(bucket: &Bucket, call: &Call, circle: Circle) -> Result<String, ApiError> {
+    let repeat_token = circle == Circle::Token;
     let v2 = call.operation == Operation::ListObjectsV2;
     let prefix = call.query("prefix").unwrap_or("");
     let delimiter = call.query("delimiter").filter(|d| !d.is_empty());
@@ -65,7 +80,15 @@ pub(crate) fn page(bucket: &Bucket, call: &Call, repeat_token: bool) -> Result<S
         encode,
         owner: !v2 || call.query("fetch-owner") == Some("true"),
     };
-    let page = start.map(|start| wanted.collect(bucket, &start)).unwrap_or_default();
+    let mut page = start.map(|start| wanted.collect(bucket, &start)).unwrap_or_default();
+    match circle {
+        Circle::None | Circle::Token => {}
+        Circle::Page => (page.truncated, page.last) = (true, after.clone()),
+        Circle::Begin => (page.truncated, page.last) = (true, String::new()),
+        Circle::Empty => {
+            page = Page { truncated: true, last: after.clone(), ..Page::default() };
+        }
+    }
 
     let mut out = String::with_capacity(page.contents.len() + page.folders.len() + 1024);
     out.push_str("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListBucketResult>\n");
@@ -89,7 +112,14 @@ pub(crate) fn page(bucket: &Bucket, call: &Call, repeat_token: bool) -> Result<S
         match (repeat_token, token) {
             (true, Some(token)) => element("NextContinuationToken", token, false),
             _ if page.truncated || repeat_token => {
-                element("NextContinuationToken", &encode_token(&page.last), false);
+                let mut next = encode_token(&page.last);
+                if circle != Circle::None && circle != Circle::Token {
+                    // another each time, of the same meaning
+                    let turn =
+                        token.and_then(|token| token.rsplit_once('.')?.1.parse::<u64>().ok());
+                    next.push_str(&format!(".{}", turn.unwrap_or(0) + 1));
+                }
+                element("NextContinuationToken", &next, false);
             }
             _ => {}
         }
@@ -273,6 +303,7 @@ fn encode_token(last: &str) -> String {
 
 fn decode_token(token: &str) -> Option<String> {
     use base64::Engine;
+    let token = token.rsplit_once('.').map_or(token, |(token, _)| token);
     let bytes = base64::engine::general_purpose::STANDARD.decode(token.strip_suffix("--")?).ok()?;
     String::from_utf8(bytes).ok()
 }

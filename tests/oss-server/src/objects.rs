@@ -128,6 +128,28 @@ pub(crate) fn meta(store: &Store, call: &Call) -> Result<Reply, ApiError> {
     Ok(reply)
 }
 
+/// What happens to the object just before the request is answered.
+pub(crate) fn disturb(store: &Store, call: &Call, faults: &[Action]) {
+    let vanishes = faults.contains(&Action::Vanish);
+    if !vanishes && !faults.contains(&Action::Overwrite) {
+        return;
+    }
+    let mut buckets = store.buckets.write().expect("no panic while the lock is held");
+    let Some(bucket) = buckets.get_mut(&call.bucket) else { return };
+    let Some(object) = bucket.get(&call.key) else { return };
+    if vanishes {
+        bucket.remove(&call.key);
+        return;
+    }
+    let (mut old, mut at) = (Vec::new(), 0);
+    while at < object.content.len() {
+        let piece = object.content.slice(at, u64::MAX);
+        at += piece.len() as u64;
+        old.extend(piece.iter().map(|byte| byte ^ 0x55));
+    }
+    bucket.insert(&call.key, PutOptions::new().into_object(Content::Stored(old.into())));
+}
+
 fn read(store: &Store, call: &Call) -> Result<Arc<Object>, ApiError> {
     let buckets = store.buckets.read().expect("no panic while the lock is held");
     let bucket = buckets.get(&call.bucket).ok_or_else(|| ApiError::no_such_bucket(&call.bucket))?;

@@ -133,6 +133,13 @@ where
         Ok(Seize::Header(bytes)) => {
             write_out(&mut stream, b"HTTP/1.1 200 OK\r\nx-long: ", bytes).await
         }
+        Ok(Seize::SlowHeader(pause)) => {
+            drip(&mut stream, b"HTTP/1.1 200 OK\r\nx-long: ", pause).await
+        }
+        Ok(Seize::Raw(bytes)) => match stream.write_all(&bytes).await {
+            Ok(()) => stream.shutdown().await,
+            Err(error) => Err(error),
+        },
         Ok(Seize::Close) | Err(_) => stream.shutdown().await,
     };
 }
@@ -152,6 +159,20 @@ async fn write_out(
         left -= n;
     }
     stream.shutdown().await
+}
+
+/// Writes `start` and then a byte at a time, until the client goes.
+async fn drip(
+    stream: &mut (impl AsyncWrite + Unpin),
+    start: &[u8],
+    pause: Duration,
+) -> std::io::Result<()> {
+    stream.write_all(start).await?;
+    loop {
+        stream.write_all(b"x").await?;
+        stream.flush().await?;
+        tokio::time::sleep(pause).await;
+    }
 }
 
 async fn handle(
@@ -192,6 +213,8 @@ async fn handle(
         let seize = match fault {
             Action::ResetBeforeHeaders => Seize::Reset,
             Action::HugeHeader(bytes) => Seize::Header(*bytes),
+            Action::SlowHeader(ms) => Seize::SlowHeader(Duration::from_millis(*ms)),
+            Action::Raw(text) => Seize::Raw(text.clone().into()),
             _ => continue,
         };
         record(&server, &call, &head, 0);
@@ -249,6 +272,8 @@ fn record(server: &Server, call: &Call, head: &http::request::Parts, status: u16
         range: text("range"),
         if_match: text("if-match"),
         access_key_id: call.access_key_id.clone(),
+        authorization: text("authorization"),
+        security_token: call.dialect_header("security-token").map(str::to_owned),
         status,
     });
 }
@@ -285,6 +310,14 @@ fn instead(
                 let error =
                     headers.iter().fold(error, |error, (name, value)| error.header(name, value));
                 return Some(Err(error));
+            }
+            Action::Instead { status, content_type, body } => {
+                let mut reply = Reply::new(*status).header("content-type", content_type);
+                reply.body = Payload::text(body.clone());
+                return Some(Ok(reply));
+            }
+            Action::Echo { status, code } => {
+                return Some(Err(ApiError::echo(*status, code, call, head)));
             }
             Action::RedirectLoop => {
                 let scheme = if server.tls.is_some() { "https" } else { "http" };
@@ -325,7 +358,23 @@ async fn answer(
         call.access_key_id = Some(id.clone());
     }
     crate::buckets::authorize(server, call, &caller)?;
+    crate::objects::disturb(&server.store, call, faults);
     crate::buckets::answer(server, call, body, faults).await
+}
+
+/// Inverts a bit of a header's value; of one that is made last, its length is known here.
+fn flip_header(reply: &mut Reply, name: &str, at: usize) {
+    let own = (name == "content-length").then(|| reply.body.len().to_string());
+    let value = reply.headers.get(name).map(|value| value.as_bytes().to_vec());
+    let Some(mut value) = value.or(own.map(String::into_bytes)) else { return };
+    if let Some(byte) = value.get_mut(at) {
+        *byte ^= 1;
+    }
+    if let (Ok(name), Ok(value)) =
+        (http::HeaderName::from_bytes(name.as_bytes()), http::HeaderValue::from_bytes(&value))
+    {
+        reply.headers.insert(name, value);
+    }
 }
 
 /// Applies to a finished answer what faults change in it, and plans what they do to its body.
@@ -342,7 +391,27 @@ fn tamper(reply: &mut Reply, call: &Call, faults: &[Action], now: DateTime<Utc>)
             Action::LongBody(extra) => plan.extra += extra,
             Action::Trailing(bytes) => plan.trailing = Some(*bytes),
             Action::FlipByte(offset) => {
-                plan.flips.extend(offset.checked_sub(if is_object { reply.offset } else { 0 }));
+                let at = offset.checked_sub(if is_object { reply.offset } else { 0 });
+                plan.flips.extend(at.map(|at| (at, 0xff)));
+            }
+            Action::FlipBit(offset) => {
+                let at = offset.checked_sub(if is_object { reply.offset } else { 0 });
+                plan.flips.extend(at.map(|at| (at, 1)));
+            }
+            Action::Header(name, Some(value)) => reply.set(name, value),
+            Action::Header(name, None) => {
+                if let Ok(name) = http::HeaderName::from_bytes(name.as_bytes()) {
+                    reply.headers.remove(name);
+                }
+            }
+            Action::FlipHeader(name, at) => flip_header(reply, name, *at),
+            Action::Replace(from, to) => {
+                if let Some(text) = reply.body.as_text() {
+                    reply.body = Payload::text(text.replacen(from.as_str(), to, 1));
+                }
+            }
+            Action::Trickle { after, ms } => {
+                plan.trickle = Some((*after, Duration::from_millis(*ms)));
             }
             Action::Etag(etag) => reply.set("etag", &format!("\"{etag}\"")),
             Action::ContentRange(value) => reply.set("content-range", value),
@@ -361,6 +430,15 @@ fn tamper(reply: &mut Reply, call: &Call, faults: &[Action], now: DateTime<Utc>)
             | Action::IgnoreRange
             | Action::RedirectLoop
             | Action::RepeatToken
+            | Action::RepeatPage
+            | Action::BeginAnew
+            | Action::EmptyPages
+            | Action::Vanish
+            | Action::Overwrite
+            | Action::Instead { .. }
+            | Action::Raw(_)
+            | Action::Echo { .. }
+            | Action::SlowHeader(_)
             | Action::Delay(_) => {}
         }
     }

@@ -30,6 +30,10 @@ pub struct Logged {
     pub if_match: Option<String>,
     /// The access key id it was signed with.
     pub access_key_id: Option<String>,
+    /// The Authorization header.
+    pub authorization: Option<String>,
+    /// The token of temporary credentials.
+    pub security_token: Option<String>,
     /// The answer's status; 0 when the connection was reset before one.
     pub status: u16,
 }

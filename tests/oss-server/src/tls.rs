@@ -23,6 +23,7 @@ impl Tls {
     /// For 127.0.0.1, ::1, localhost, names below it, and further `hosts`.
     pub(crate) fn generate(
         hosts: &[String],
+        expired: bool,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let ca_key = KeyPair::generate()?;
         let mut ca = CertificateParams::default();
@@ -38,7 +39,11 @@ impl Tls {
             names.push(format!("*.{host}"));
         }
         let key = KeyPair::generate()?;
-        let leaf = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
+        let mut leaf = CertificateParams::new(names)?;
+        if expired {
+            leaf.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        }
+        let leaf = leaf.signed_by(&key, &issuer)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let mut config = ServerConfig::builder_with_provider(provider)

@@ -7,7 +7,7 @@ mod support;
 
 use std::time::Duration;
 
-use oss_server::{Fault, Operation, OssServer, PutOptions};
+use oss_server::{Action, Fault, Operation, OssServer, PutOptions};
 use support::{Answer, End, send, send_for};
 
 const SIZE: usize = 300_000;
@@ -230,4 +230,71 @@ fn a_connection_has_its_bandwidth() {
     let took: Vec<f64> = (0..10).map(|_| took()).collect();
     assert!(took.iter().all(|took| *took > 0.15), "{took:?}");
     assert!(took.iter().any(|took| *took < 0.3), "{took:?}");
+}
+
+#[test]
+fn headers_bits_and_texts_change_on_their_way() {
+    let (server, body) = server();
+    let once = || Fault::any().times(1);
+    server.fault(once().header("etag", "\"other\""));
+    assert_eq!(get(&server, &[]).header("etag"), Some("\"other\""));
+    server.fault(once().no_header("etag"));
+    assert_eq!(get(&server, &[]).header("etag"), None);
+    let crc = get(&server, &[]).header("x-oss-hash-crc64ecma").unwrap().to_owned();
+    server.fault(once().action(Action::FlipHeader("x-oss-hash-crc64ecma".into(), 0)));
+    let flipped = get(&server, &[]).header("x-oss-hash-crc64ecma").unwrap().to_owned();
+    assert_eq!(flipped.as_bytes()[0], crc.as_bytes()[0] ^ 1);
+    assert_eq!(flipped[1..], crc[1..]);
+    server.fault(once().action(Action::FlipBit(5)));
+    let answer = get(&server, &[]);
+    let differ: Vec<_> = (0..SIZE).filter(|n| answer.body[*n] != body[*n]).collect();
+    assert_eq!((differ, answer.body[5]), (vec![5], body[5] ^ 1));
+    server.fault(once().instead("text/html", "<html>"));
+    assert_eq!(get(&server, &[]).body, b"<html>");
+    server.fault(once().action(Action::Raw("what?".into())));
+    assert_eq!(get(&server, &[]).status, 0);
+    server.fault(Fault::list().replace("<Key>k", "<Key>l"));
+    let page = send(server.address(), "GET", "/b/?list-type=2", &[], b"");
+    assert!(String::from_utf8(page.body).unwrap().contains("<Key>l</Key>"));
+}
+
+#[test]
+fn a_refusal_may_quote_the_request() {
+    let (server, _) = server();
+    server.fault(Fault::any().echo(403, "SignatureDoesNotMatch"));
+    let answer = get(&server, &[("authorization", "OSS4 Signature=abc")]);
+    let text = String::from_utf8(answer.body).unwrap();
+    assert_eq!(answer.status, 403);
+    assert!(text.contains("<SignatureProvided>abc<"), "{text}");
+}
+
+#[test]
+fn an_object_may_go_or_change_just_before_its_answer() {
+    let (server, body) = server();
+    server.fault(Fault::get("k").times(1).action(Action::Overwrite));
+    let other = get(&server, &[]);
+    assert!(other.status == 200 && other.body.len() == SIZE && other.body != body);
+    server.fault(Fault::get("k").times(1).action(Action::Vanish));
+    assert_eq!(get(&server, &[]).status, 404);
+    assert!(server.read("b", "k").is_none());
+}
+
+#[test]
+fn pages_may_come_again_under_other_tokens() {
+    let (server, _) = server();
+    for action in [Action::RepeatPage, Action::BeginAnew, Action::EmptyPages] {
+        server.clear_faults();
+        server.fault(Fault::list().action(action.clone()));
+        let mut tokens = std::collections::BTreeSet::new();
+        let mut target = "/b/?list-type=2".to_owned();
+        for _ in 0..4 {
+            let page = send(server.address(), "GET", &target, &[], b"");
+            let text = String::from_utf8(page.body).unwrap();
+            assert_eq!(text.contains("<Key>k<"), action != Action::EmptyPages, "{text}");
+            let (_, rest) = text.split_once("<NextContinuationToken>").unwrap();
+            let token = rest.split('<').next().unwrap().to_owned();
+            target = format!("/b/?list-type=2&continuation-token={}", token.replace('=', "%3D"));
+            assert!(tokens.insert(token), "{action:?}: {tokens:?}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use super::at::{VolumeError, errno};
+use super::at::{VolumeError, errno, uninterrupted};
 use super::failure::Failure;
 use super::inspect::{self, Held, History, Lines, MANIFEST, MARKER};
 use super::list::{Entry, Target};
@@ -415,7 +415,9 @@ impl Ledger {
         let file = state.file.try_clone();
         drop(state);
         // else the line itself would come to the device with the next sync only
-        let synced = file.map_err(|error| errno(&error)).and_then(rustix::fs::fdatasync);
+        let synced = file
+            .map_err(|error| errno(&error))
+            .and_then(|file| uninterrupted(|| rustix::fs::fdatasync(&file)));
         let synced = synced.map_err(|errno| self.volume.writing(MANIFEST, 0, errno));
         Ok(self.noted(&mut self.state(), synced)?)
     }

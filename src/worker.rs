@@ -487,7 +487,7 @@ async fn complete(
 ) -> Result<Marker, Failure> {
     let Done { ledger, volume, listing_digest, started, committed } = done;
     let (options, watch, counters) = (Arc::clone(options), Arc::clone(watch), Arc::clone(counters));
-    blocking(move || {
+    let conclude = move |volume: &Volume| {
         volume.clean_staged(|_| false)?;
         let settled = ledger.settle(options.sha256)?;
         let syncing = Instant::now();
@@ -517,6 +517,13 @@ async fn complete(
         };
         ledger.mark(&marker, &committed)?;
         Ok(marker)
+    };
+    blocking(move || {
+        conclude(&volume).inspect_err(|_| {
+            // of a write that was lost the kernel tells the file and once the file system: it shall
+            // not be the next run that hears it
+            let _ = volume.sync();
+        })
     })
     .await
 }

@@ -1106,7 +1106,8 @@ fn nothing_outside_changes_whichever_call_a_swap_comes_before() {
 
 #[test]
 fn a_name_that_the_file_system_refuses_is_named_with_its_key() {
-    let cases: [(&str, fn(&str) -> bool, Errno); 4] = [
+    type Refuses = fn(&str) -> bool;
+    let cases: [(&str, Refuses, Errno); 4] = [
         ("a:b", |name| name.contains(':'), Errno::INVAL),
         ("dot./x", |name| name.ends_with('.') && name != "." && name != "..", Errno::INVAL),
         ("n-\u{fffd}", |name| name.contains('\u{fffd}'), Errno::ILSEQ),

@@ -9,7 +9,7 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use super::at::{VolumeError, errno};
+use super::at::{VolumeError, errno, uninterrupted};
 use super::failure::Failure;
 use super::inspect::{self, Held, History, Lines, MANIFEST, MARKER};
 use super::list::{Entry, Target};
@@ -65,8 +65,6 @@ pub(crate) struct Ledger {
 struct State {
     file: File,
     end: u64,
-    /// Where the lines end that are known to be on the device.
-    synced: u64,
     /// Where the manifest ended after a checkpoint that found nothing new behind it.
     quiet: u64,
     /// Whether lines were superseded, so that the manifest must be written anew at the end.
@@ -117,7 +115,6 @@ impl Ledger {
             state: Mutex::new(State {
                 file,
                 end: history.end,
-                synced: 0,
                 quiet: 0,
                 superseded: !history.is_none(),
                 closed: false,
@@ -403,21 +400,20 @@ impl Ledger {
     /// Syncs the file system, and notes that all lines before `end` are on the device; lines that are
     /// appended meanwhile are not vouched for.
     fn sync_before(&self, end: u64) -> Result<(), Failure> {
-        let synced = self.volume.sync();
+        self.volume.sync()?;
         let mut state = self.state();
-        self.noted(&mut state, synced)?;
         let nothing_since = state.end == end;
         self.append(&mut state, &Line::Synced { before: end })?;
-        state.synced = end;
         if nothing_since {
             state.quiet = state.end;
         }
         let file = state.file.try_clone();
         drop(state);
         // else the line itself would come to the device with the next sync only
-        let synced = file.map_err(|error| errno(&error)).and_then(rustix::fs::fdatasync);
-        let synced = synced.map_err(|errno| self.volume.writing(MANIFEST, 0, errno));
-        Ok(self.noted(&mut self.state(), synced)?)
+        let synced = file
+            .map_err(|error| errno(&error))
+            .and_then(|file| uninterrupted(|| rustix::fs::fdatasync(&file)));
+        Ok(synced.map_err(|errno| self.volume.writing(MANIFEST, 0, errno))?)
     }
 
     /// Syncs everything, and says so in the settled manifest's last line: where the marker is taken
@@ -427,22 +423,6 @@ impl Ledger {
         self.sync_before(end)?;
         digest.update(Line::Synced { before: end }.encode());
         Ok(hex(&digest.finalize()))
-    }
-
-    /// Takes what a sync answered. If it failed, what was committed since the last one is noted as
-    /// not to be trusted: the page cache still shows bytes that the device has lost.
-    fn noted(&self, state: &mut State, synced: Result<(), VolumeError>) -> Result<(), VolumeError> {
-        if let Err(error) = synced {
-            // a sync that failed elsewhere: what else was lost is told now, not to the next run
-            let _ = self.volume.sync();
-            let from = state.synced;
-            // a volume that takes no line either says so itself at the next run
-            if let Err(failure) = self.append(state, &Line::Untrusted { from }) {
-                tracing::warn!(error = %failure, "what may be lost cannot be noted");
-            }
-            return Err(error);
-        }
-        Ok(())
     }
 
     /// Waits for a checkpoint under way; none follows.
@@ -466,19 +446,10 @@ impl Ledger {
     pub(crate) fn settle(&self, sha256: bool) -> Result<Settled, Failure> {
         let mut state = self.state();
         if state.superseded {
-            let own = self.volume.own();
             let file = self.compacted(&state.file, state.end)?;
-            self.noted(&mut state, own.sync_file("manifest.new", &file))?;
-            own.rename("manifest.new", MANIFEST)?;
             state.end = file.metadata().map_or(0, |meta| meta.len());
             state.file = file;
             state.superseded = false;
-            state.synced = 0;
-            self.noted(&mut state, own.sync())?;
-        } else {
-            // syncfs does not reach every file system's server (FUSE has no such call)
-            let synced = self.volume.own().sync_file(MANIFEST, &state.file);
-            self.noted(&mut state, synced)?;
         }
         let mut sums = match sha256 {
             true => Some(BufWriter::new(self.volume.own().draft("SHA256SUMS.new")?)),
@@ -509,15 +480,14 @@ impl Ledger {
                 let file = sums
                     .into_inner()
                     .map_err(|error| self.volume.writing(SUMS, 0, errno(error.error())))?;
-                let settled = self.volume.own().settle("SHA256SUMS.new", SUMS, &file);
-                self.noted(&mut state, settled)?;
+                self.volume.own().settle("SHA256SUMS.new", SUMS, &file)?;
             }
             None => self.volume.own().remove(SUMS)?,
         }
         Ok(Settled { digest, end: state.end })
     }
 
-    /// A draft of the manifest, in key order, the last line of each key only.
+    /// Writes the manifest anew, in key order, the last line of each key only.
     fn compacted(&self, file: &File, end: u64) -> Result<File, Failure> {
         let wrong = |error: std::io::Error| -> Failure {
             self.volume.writing(MANIFEST, 0, errno(&error)).into()
@@ -563,6 +533,7 @@ impl Ledger {
         }
         let mut file = out.into_inner().map_err(|error| wrong(error.into_error()))?;
         file.seek(SeekFrom::Start(0)).map_err(wrong)?;
+        self.volume.own().settle("manifest.new", MANIFEST, &file)?;
         Ok(file)
     }
 

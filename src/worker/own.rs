@@ -141,7 +141,7 @@ impl Own {
     }
 
     /// Renames the file `draft` to `name`.
-    pub(crate) fn rename(&self, draft: &str, name: &str) -> Result<(), VolumeError> {
+    fn rename(&self, draft: &str, name: &str) -> Result<(), VolumeError> {
         uninterrupted(|| fs::renameat(&self.fd, draft, &self.fd, name)).map_err(|errno| match errno
         {
             Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST => {
@@ -152,7 +152,7 @@ impl Own {
     }
 
     /// Syncs the file `name`.
-    pub(crate) fn sync_file(&self, name: &str, file: &File) -> Result<(), VolumeError> {
+    fn sync_file(&self, name: &str, file: &File) -> Result<(), VolumeError> {
         uninterrupted(|| fs::fsync(file))
             .map_err(|errno| write_failed(&self.fd, &self.shown(name), 0, errno))
     }

@@ -18,8 +18,11 @@ use support::cases::{Part, measured, not_here, shown};
 use support::{BUCKET, ID, Place, Ran, SECRET, ossvp, populate, wait_until};
 
 const MIB: u64 = 1 << 20;
-/// What each process may need at most, with every flag at its default.
-const MEMORY: u64 = 96 * MIB;
+/// What each process may need at most, with every flag at its default. Against a source as near as
+/// this the level climbs to 512 requests, each a connection, a staged file and at times a thread; a
+/// run that goes on has sorted what an earlier one committed before (16 MiB). With 32 requests it is
+/// less: tests/memory.rs.
+const MEMORY: u64 = 128 * MIB;
 /// At most: a connection and a file for each of 512 requests, 256 directories, and a few.
 const DESCRIPTORS: u64 = 2 * 512 + 256 + 64;
 const SOURCE: &str = "oss://bucket/data/";
@@ -108,7 +111,6 @@ impl Watched {
             descriptors: self.peaks.descriptors.load(Relaxed),
             threads: self.peaks.threads.load(Relaxed),
         };
-        println!("{took:?}");
         (ran, took)
     }
 }
@@ -164,12 +166,10 @@ fn filled_in_two_runs(
 
     let (ran, second) = Watched::start(&mut populate(server, SOURCE, volume)).end();
     let ran = ran.ended(0);
-    let figures = ran.report().figures;
-    let level = figures.concurrency.iter().map(|(_, level)| level).max();
-    println!("requests in flight: at most {level:?}");
-    let peak = figures.peak_rss_bytes;
+    let said = vec![bounded("killed at its half", &first), bounded("run again", &second)];
+    let peak = ran.report().figures.peak_rss_bytes;
     assert!(peak < MEMORY, "{} MiB, at most {} MiB", peak / MIB, MEMORY / MIB);
-    (vec![bounded("killed at its half", &first), bounded("run again", &second)], ran)
+    (said, ran)
 }
 
 fn verified(volume: &Path) -> String {

@@ -15,6 +15,8 @@ mod credentials;
 mod endpoint;
 mod error;
 mod files;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod lister;
 mod listing;
 mod location;

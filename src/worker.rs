@@ -14,6 +14,8 @@ mod cap;
 mod commit;
 mod failure;
 mod fetch;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod inspect;
 mod large;
 pub mod layout;

@@ -9,11 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use oss_server::{Fault, OssServer};
-use ossvp::handoff::Unmappable;
-use ossvp::keys::{Key, Prefix, VolumePath};
-use ossvp::worker::layout::{Layout, Place as Placed};
+use ossvp::keys::Key;
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
+use support::layout::Model;
 use support::{BUCKET, Place, Run, bytes, files, ossvp, populate, server, tree};
 
 /// One key under the prefix and what becomes of it. A path that ends in `/` is a directory.
@@ -404,64 +403,6 @@ fn a_planted_symlink_leads_nowhere() {
     assert_eq!(std::fs::read(place.volume().join("canary")).unwrap(), b"from the bucket");
 }
 
-/// Keys and sizes, and the answers that follow from all of them at once.
-#[derive(Debug)]
-struct Model(BTreeMap<String, u64>);
-
-impl Model {
-    fn sound(key: &str, size: u64) -> bool {
-        let path = match key.strip_suffix('/') {
-            Some(_) if size > 0 => return false,
-            Some(path) => path,
-            None => key,
-        };
-        let bad = |segment: &str| {
-            ["", ".", ".."].contains(&segment) || segment.len() > 255 || segment.contains('\0')
-        };
-        let own = path.split('/').next().unwrap().to_lowercase() == ".ossvp";
-        !own && !path.split('/').any(bad) && path.len() <= 4095
-    }
-
-    /// Whether a key is a path as it stands: none of the others is a file above it.
-    fn maps(&self, key: &str) -> bool {
-        let above = |(at, _): (usize, &str)| {
-            let above = &key[..at];
-            !above.ends_with('/') && self.0.contains_key(above) && self.maps(above)
-        };
-        Self::sound(key, self.0[key]) && !key.match_indices('/').any(above)
-    }
-
-    /// With `escape`, all that is no placeholder is a file, and so is a placeholder below its own
-    /// name.
-    fn is_file(&self, key: &str) -> bool {
-        match key.strip_suffix('/') {
-            Some(above) if self.0[key] == 0 => self.0.contains_key(above) && self.is_file(above),
-            _ => true,
-        }
-    }
-}
-
-/// The key that an escaped path stands for, unless a segment was cut.
-fn unescaped(path: &str) -> Option<String> {
-    let segment = |segment: &str| {
-        let tail = segment.len().checked_sub(17).and_then(|at| segment.get(at..));
-        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        if tail.is_some_and(|tail| tail.starts_with('%') && tail[1..].bytes().all(hex)) {
-            return None;
-        }
-        let whole = match segment.strip_prefix('%') {
-            Some(rest) if rest.is_empty() || rest.starts_with("%2F") => rest,
-            _ => segment,
-        };
-        let [dot, slash, nul] = [("%2E", "."), ("%2F", "/"), ("%00", "\0")];
-        let decoded = [dot, slash, nul, ("%25", "%")]
-            .iter()
-            .fold(whole.to_owned(), |text, (code, plain)| text.replace(code, plain));
-        Some(decoded)
-    };
-    path.split('/').map(segment).collect::<Option<Vec<_>>>().map(|segments| segments.join("/"))
-}
-
 fn nasty_keys() -> impl Strategy<Value = Model> {
     let piece = prop_oneof![
         30 => prop::sample::select(vec!["a", "b", "/", ".", "%", "-", "\0", "2", "F"]),
@@ -480,50 +421,7 @@ proptest! {
 
     #[test]
     fn the_layout_agrees_with_a_naive_model(model in nasty_keys()) {
-        let layout = |mode| Layout::new(Prefix::new(""), mode);
-        let key = |key: &str| Key::new(key).unwrap();
-
-        let mut fail = layout(Unmappable::Fail);
-        let failed = model.0.iter().find(|(name, size)| fail.place(&key(name), **size).is_err());
-        let first = model.0.iter().find(|(name, _)| !model.maps(name));
-        prop_assert_eq!(failed, first);
-
-        let mut skip = layout(Unmappable::Skip);
-        for (name, size) in &model.0 {
-            let placed = match skip.place(&key(name), *size).unwrap() {
-                Placed::File(path) => Some(path.as_str().to_owned()),
-                Placed::Directory(path) => Some(format!("{}/", path.as_str())),
-                Placed::Nowhere(_) => None,
-                Placed::Root => unreachable!("no key is empty"),
-            };
-            prop_assert_eq!(placed.as_ref(), model.maps(name).then_some(name));
-        }
-
-        let mut escape = layout(Unmappable::Escape);
-        let (mut all, mut are_files) = (BTreeMap::new(), BTreeSet::new());
-        for (name, size) in &model.0 {
-            let (path, file) = match escape.place(&key(name), *size).unwrap() {
-                Placed::File(path) => (path, true),
-                Placed::Directory(path) => (path, false),
-                other => return Err(TestCaseError::fail(format!("{name:?} became {other:?}"))),
-            };
-            prop_assert_eq!(file, model.is_file(name), "{:?}", name);
-            let path = path.as_str().to_owned();
-            prop_assert!(path.parse::<VolumePath>().is_ok(), "{:?}", path);
-            if let Some(back) = unescaped(&path) {
-                prop_assert_eq!(if file { back } else { back + "/" }, name.clone());
-            }
-            if file {
-                are_files.insert(path.clone());
-            }
-            let other = all.insert(path.clone(), name);
-            prop_assert_eq!(other, None, "{:?} has {:?}", path, name);
-        }
-        for path in all.keys() {
-            for (at, _) in path.match_indices('/') {
-                prop_assert!(!are_files.contains(&path[..at]), "{:?} lies below a file", path);
-            }
-        }
+        prop_assert_eq!(model.agrees(), Ok(()));
     }
 }
 

@@ -348,8 +348,9 @@ pub struct Plan {
 impl Plan {
     /// Counts an object of `size` bytes in its class.
     pub fn count(&mut self, size: u64) {
+        // what is listed may add up to more than there can be
         self.objects += 1;
-        self.bytes += size;
+        self.bytes = self.bytes.saturating_add(size);
         // 4^k above the size, from 4 KiB on: what is smaller costs a request all the same
         let mut bound = 4096_u64;
         while bound <= size && bound < 1 << 62 {
@@ -358,7 +359,7 @@ impl Plan {
         match self.sizes.binary_search_by_key(&bound, |(bound, ..)| *bound) {
             Ok(at) => {
                 self.sizes[at].1 += 1;
-                self.sizes[at].2 += size;
+                self.sizes[at].2 = self.sizes[at].2.saturating_add(size);
             }
             Err(at) => self.sizes.insert(at, (bound, 1, size)),
         }

@@ -161,7 +161,7 @@ impl Client {
                     return Err(error);
                 }
                 attempts.clock_set += 1;
-                let offset = (theirs - Utc::now()).num_milliseconds();
+                let offset = clock_offset(theirs, Utc::now());
                 self.clock_offset.store(offset, Ordering::Relaxed);
                 tracing::warn!(offset_ms = offset, "clock corrected by the source's");
             }
@@ -262,8 +262,7 @@ impl Client {
             headers.insert(name, value(text)?);
         }
         if let Some(credential) = credential {
-            let offset = TimeDelta::milliseconds(self.clock_offset.load(Ordering::Relaxed));
-            let time = Utc::now().checked_add_signed(offset).unwrap_or_else(Utc::now);
+            let time = their_time(Utc::now(), self.clock_offset.load(Ordering::Relaxed));
             let [date, digest, token] = match self.dialect {
                 Dialect::S3 => ["x-amz-date", "x-amz-content-sha256", "x-amz-security-token"],
                 Dialect::Oss | Dialect::File => {
@@ -416,14 +415,25 @@ impl Client {
     }
 }
 
+/// The source's clock less ours, in milliseconds.
+pub(super) fn clock_offset(theirs: DateTime<Utc>, now: DateTime<Utc>) -> i64 {
+    (theirs - now).num_milliseconds()
+}
+
+/// What the source's clock shows; ours, where theirs has come to the end of time.
+pub(super) fn their_time(now: DateTime<Utc>, offset_ms: i64) -> DateTime<Utc> {
+    let offset = TimeDelta::try_milliseconds(offset_ms);
+    offset.and_then(|offset| now.checked_add_signed(offset)).unwrap_or(now)
+}
+
 /// Whether a clock may show this: one wrong answer must not set the clock of all other requests to
 /// where nothing is signed.
-fn is_plausible(time: &DateTime<Utc>) -> bool {
+pub(super) fn is_plausible(time: &DateTime<Utc>) -> bool {
     (2020..2200).contains(&time.year())
 }
 
 /// How long the source asks to be left alone.
-fn delay(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
+pub(super) fn delay(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim);
     let qos =
         text("x-oss-qos-delay-time").and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
@@ -438,6 +448,16 @@ fn delay(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_at_the_end_of_time_is_not_followed() {
+        let now = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
+        let later = now + TimeDelta::seconds(3);
+        let end = DateTime::<Utc>::MAX_UTC;
+        assert_eq!(their_time(later, clock_offset(end, now)), later);
+        assert_eq!(their_time(later, i64::MIN), later);
+        assert_eq!(their_time(later, clock_offset(now, later)), now);
+    }
 
     #[test]
     fn the_longer_of_two_delays_counts() {

@@ -18,8 +18,8 @@ use super::verdict::Kind;
 const MAX_KEYS: &str = "1000";
 
 /// The longest page that is read: 1,000 keys of 1,023 bytes, each byte as `%XX`, are 3 MiB, and an
-/// entry's other fields have some 600 bytes.
-const MAX_PAGE: usize = 16 * 1024 * 1024;
+/// entry's other fields have some 600 bytes. Two pages may be in memory.
+const MAX_PAGE: usize = 8 * 1024 * 1024;
 
 /// Pages without a key in a row before the source is taken to run in circles. Filters and lifecycle
 /// rules make a few; the tokens of a circle repeat sooner or later, but not at once.

@@ -44,6 +44,14 @@ pub(super) enum PageError {
     Key(StoreError),
 }
 
+/// The most objects of a page: ten times what is asked for, and what sources give at most. Each takes
+/// more memory than it takes bytes in the page.
+const MAX_OBJECTS: usize = 10_000;
+
+/// The longest ETag in bytes; those in use have some 40. It goes into headers and into one line of
+/// the manifest.
+const MAX_ETAG: usize = 1024;
+
 /// What is known of an object before its element ends.
 #[derive(Default)]
 struct Draft {
@@ -54,6 +62,16 @@ struct Draft {
     kind: String,
     class: String,
     restore: String,
+}
+
+/// An object whose key may still be encoded: what says so may come later.
+struct Undecoded {
+    key: String,
+    size: u64,
+    etag: Option<String>,
+    modified: DateTime<Utc>,
+    symlink: bool,
+    archived: bool,
 }
 
 /// Reads a page; never panics, whatever the bytes.
@@ -67,7 +85,8 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
     // names of the open elements; only the first levels matter
     let mut open: Vec<String> = Vec::new();
     let mut text = String::new();
-    let mut drafts: Vec<Draft> = Vec::new();
+    let mut draft = Draft::default();
+    let mut objects: Vec<Undecoded> = Vec::new();
     let (mut encoded, mut truncated, mut next, mut count) = (false, None, None, None);
     loop {
         let event = reader
@@ -84,7 +103,12 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
                     [root] if root != "ListBucketResult" => {
                         return Err(malformed("the answer is no listing"));
                     }
-                    [_, name] if name == "Contents" => drafts.push(Draft::default()),
+                    [_, name] if name == "Contents" => {
+                        if objects.len() == MAX_OBJECTS {
+                            return Err(malformed("more objects than any page has"));
+                        }
+                        draft = Draft::default();
+                    }
                     _ => {}
                 }
             }
@@ -96,18 +120,19 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
             },
             Event::End(_) => {
                 let names: Vec<&str> = open.iter().map(String::as_str).collect();
-                match (names.as_slice(), drafts.last_mut()) {
-                    ([_, "EncodingType"], _) => encoded = text.trim().eq_ignore_ascii_case("url"),
-                    ([_, "IsTruncated"], _) => {
+                match names.as_slice() {
+                    [_, "EncodingType"] => encoded = text.trim().eq_ignore_ascii_case("url"),
+                    [_, "IsTruncated"] => {
                         truncated = match text.trim() {
                             "true" => Some(true),
                             "false" => Some(false),
                             _ => return Err(malformed("IsTruncated is neither true nor false")),
                         }
                     }
-                    ([_, "KeyCount"], _) => count = text.trim().parse::<usize>().ok(),
-                    ([_, "NextContinuationToken"], _) => next = Some(std::mem::take(&mut text)),
-                    ([_, "Contents", field], Some(draft)) => {
+                    [_, "KeyCount"] => count = text.trim().parse::<usize>().ok(),
+                    [_, "NextContinuationToken"] => next = Some(std::mem::take(&mut text)),
+                    [_, "Contents"] => objects.push(std::mem::take(&mut draft).finish()?),
+                    [_, "Contents", field] => {
                         let text = std::mem::take(&mut text);
                         match *field {
                             "Key" => draft.key = Some(text),
@@ -121,7 +146,7 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
                         }
                     }
                     // S3, only if asked for: the same in elements
-                    ([_, "Contents", "RestoreStatus", "RestoreExpiryDate"], Some(draft)) => {
+                    [_, "Contents", "RestoreStatus", "RestoreExpiryDate"] => {
                         draft.restore = format!("expiry-date=\"{text}\"");
                     }
                     _ => {}
@@ -137,7 +162,7 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
         }
     }
     let objects =
-        drafts.into_iter().map(|draft| draft.finish(encoded)).collect::<Result<Vec<_>, _>>()?;
+        objects.into_iter().map(|object| object.listed(encoded)).collect::<Result<Vec<_>, _>>()?;
     // a page that lost keys on its way must not pass for the end of the listing
     if count.is_some_and(|count| count > objects.len()) {
         return Err(malformed("it holds fewer keys than it says"));
@@ -168,12 +193,10 @@ pub(super) const MAX_OBJECT: u64 = 1 << 50;
 const MAX_DEPTH: usize = 16;
 
 impl Draft {
-    fn finish(self, encoded: bool) -> Result<Listed, PageError> {
+    fn finish(self) -> Result<Undecoded, PageError> {
         let Self { key, size, etag, modified, kind, class, restore } = self;
         let missing = |what| PageError::Malformed(format!("a listed object has no {what}"));
         let key = key.ok_or_else(|| missing("key"))?;
-        let key = if encoded { url_decode(key)? } else { key };
-        let key = Key::new(key).map_err(|e| PageError::Key(StoreError::bad_key(&e)))?;
         let size = size
             .and_then(|size| size.trim().parse().ok())
             .filter(|size| *size <= MAX_OBJECT)
@@ -183,6 +206,9 @@ impl Draft {
             .ok_or_else(|| missing("time"))?
             .with_timezone(&Utc);
         let etag = etag.filter(|etag| !etag.is_empty());
+        if etag.as_ref().is_some_and(|etag| etag.len() > MAX_ETAG) {
+            return Err(PageError::Malformed("an ETag is longer than any".to_owned()));
+        }
         let archive = matches!(
             class.trim(),
             "Archive" | "ColdArchive" | "DeepColdArchive" | "GLACIER" | "DEEP_ARCHIVE"
@@ -190,6 +216,15 @@ impl Draft {
         // `ongoing-request="false", expiry-date="…"` once restored
         let archived = archive && !restore.contains("expiry-date");
         let symlink = kind.trim() == "Symlink";
+        Ok(Undecoded { key, size, etag, modified, symlink, archived })
+    }
+}
+
+impl Undecoded {
+    fn listed(self, encoded: bool) -> Result<Listed, PageError> {
+        let Self { key, size, etag, modified, symlink, archived } = self;
+        let key = if encoded { url_decode(key)? } else { key };
+        let key = Key::new(key).map_err(|e| PageError::Key(StoreError::bad_key(&e)))?;
         Ok(Listed { key, size, etag, modified, symlink, archived })
     }
 }
@@ -241,7 +276,7 @@ fn url_decode(text: String) -> Result<String, PageError> {
         }
     }
     String::from_utf8(bytes).map_err(|error| {
-        let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+        let text = clean(&String::from_utf8_lossy(error.as_bytes()));
         PageError::Key(StoreError::BadKey { reason: format!("{text:?} is not UTF-8") })
     })
 }
@@ -313,6 +348,8 @@ mod tests {
     #[test]
     fn refuses_what_is_no_page() {
         let replaced = |from: &str, to: &str| OSS.replacen(from, to, 1);
+        let listed = "<Contents><Key>a</Key><Size>0</Size>\
+            <LastModified>2020-05-18T05:45:43Z</LastModified></Contents>";
         for body in [
             String::new(),
             "<html></html>".to_owned(),
@@ -329,9 +366,14 @@ mod tests {
             replaced("<IsTruncated>true", "<IsTruncated>trte"),
             replaced("<KeyCount>4", "<KeyCount>5"),
             "<a>".repeat(1000),
+            replaced("</ETag>", &"x".repeat(2000)),
+            replaced("</ETag>", &format!("{}</ETag>", "x".repeat(2000))),
+            format!("<ListBucketResult>{}", listed.repeat(20_000)),
+            format!("<ListBucketResult><{}></a\nb>", "x".repeat(100_000)),
         ] {
             let error = parse(body.as_bytes(), Dialect::Oss).expect_err(&body);
-            assert!(matches!(error, PageError::Malformed(_)), "{error:?}");
+            let PageError::Malformed(reason) = error else { panic!("{error:?}") };
+            assert!(reason.len() < 1000 && !reason.contains('\n'), "{reason}");
         }
         let too_long = format!("<Key>{}</Key>", "x".repeat(5000));
         for key in ["<Key>%FF</Key>", "<Key></Key>", &too_long] {

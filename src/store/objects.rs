@@ -93,7 +93,6 @@ pub(super) fn resolve(range: &GetRange, size: u64) -> Range<u64> {
     }
 }
 
-/// Whether an answer's status and headers fit what was asked for; if not, why.
 /// `pinned`: a version was asked for.
 fn check(
     response: Response<Incoming>,
@@ -101,8 +100,20 @@ fn check(
     pinned: bool,
 ) -> Result<Opened, String> {
     let (parts, body) = response.into_parts();
-    let (status, headers) = (parts.status, parts.headers);
-    let length = content_length(&headers);
+    let headers = parts.headers;
+    let (range, size) = fitting(parts.status, &headers, wanted, pinned)?;
+    Ok(Opened { headers, body, range, size })
+}
+
+/// The bytes that an answer's body holds, and the object's size, if status and headers fit what was
+/// asked for; if not, why.
+pub(super) fn fitting(
+    status: StatusCode,
+    headers: &HeaderMap,
+    wanted: Option<&GetRange>,
+    pinned: bool,
+) -> Result<(Range<u64>, u64), String> {
+    let length = content_length(headers);
     let (range, size) = match wanted {
         None if status == StatusCode::OK => {
             let size = length.ok_or("the answer has no Content-Length")?;
@@ -113,7 +124,7 @@ fn check(
             return Err(format!("{status} for a GET with a range"));
         }
         Some(wanted) => {
-            let (range, size) = content_range(&headers).ok_or("206 without a Content-Range")?;
+            let (range, size) = content_range(headers).ok_or("206 without a Content-Range")?;
             if range != resolve(wanted, size) {
                 return Err(format!(
                     "the bytes {}-{} for the range {wanted}",
@@ -134,10 +145,10 @@ fn check(
         // a proxy's own page is no object, whatever its length
         return Err("it does not say which version it is of: there is no ETag".to_owned());
     }
-    if !Stated::is_readable(&headers) {
+    if !Stated::is_readable(headers) {
         return Err("its checksum is none".to_owned());
     }
-    Ok(Opened { headers, body, range, size })
+    Ok((range, size))
 }
 
 impl Objects {

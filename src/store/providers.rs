@@ -15,6 +15,7 @@ use reqsign_aliyun_oss::{
 };
 use reqsign_aws_v4::ProfileCredentialProvider;
 use reqsign_core::{Context, Env, FileRead, HttpSend, ProvideCredential};
+use tokio::io::AsyncReadExt;
 
 use crate::keys::Dialect;
 
@@ -82,7 +83,17 @@ impl Chain {
             .with_env(SharedEnv(env.clone()))
             .with_file_read(Files)
             .with_http_send(Http(transport));
-        Ok(Self { dialect, env, context, rrsa, instance: AtomicBool::new(false) })
+        Ok(Self::within(dialect, env, context, rrsa))
+    }
+
+    /// Asks where `context` leads.
+    pub(super) fn within(
+        dialect: Dialect,
+        env: Arc<dyn Env>,
+        context: Context,
+        rrsa: Rrsa,
+    ) -> Self {
+        Self { dialect, env, context, rrsa, instance: AtomicBool::new(false) }
     }
 
     /// Asks each place until one has credentials.
@@ -207,7 +218,7 @@ pub(super) fn set(env: &dyn Env, name: &str) -> Option<String> {
 }
 
 /// `[Credentials]` (ossutil 1) or `[default]` (ossutil 2) of `~/.ossutilconfig`.
-fn parse_ossutil(text: &str) -> Option<Credential> {
+pub(super) fn parse_ossutil(text: &str) -> Option<Credential> {
     let (mut id, mut secret, mut token) = (None, None, None);
     let mut ours = false;
     for line in text.lines().map(str::trim) {
@@ -272,9 +283,16 @@ struct Files;
 
 impl FileRead for Files {
     async fn file_read(&self, path: &str) -> reqsign_core::Result<Vec<u8>> {
-        tokio::fs::read(path).await.map_err(|error| {
-            reqsign_core::Error::config_invalid("cannot read a file").with_source(error)
-        })
+        let failed =
+            |error| reqsign_core::Error::config_invalid("cannot read a file").with_source(error);
+        let mut contents = Vec::new();
+        let file = tokio::fs::File::open(path).await.map_err(failed)?;
+        // one byte more, so that a file that is too long is not taken for its beginning
+        file.take(MAX_SIZE as u64 + 1).read_to_end(&mut contents).await.map_err(failed)?;
+        match contents.len() {
+            ..=MAX_SIZE => Ok(contents),
+            _ => Err(reqsign_core::Error::config_invalid("a file is longer than any of its kind")),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use http::header::{CONTENT_TYPE, HOST};
-use http::{Request, Uri};
+use http::{Request, StatusCode, Uri};
 use http_body_util::Full;
 use reqsign_core::Env;
 use serde::Deserialize;
@@ -36,6 +36,7 @@ const DURATION: &str = "3600";
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// What is needed to ask STS.
+#[derive(Clone)]
 pub(super) struct Rrsa {
     transport: Transport,
     region: String,
@@ -148,26 +149,35 @@ impl Rrsa {
         let status = response.status();
         let body = read_body(response.into_body(), MAX_ANSWER, self.timeout, self.timeout).await;
         let body = body.map_err(|_| passing(format!("no whole answer from {host}")))?;
-        if status.is_success() {
-            // serde's message could quote the secret
-            let assumed: Assumed = serde_json::from_slice(&body)
-                .map_err(|_| passing(format!("{host} answered something else than credentials")))?;
-            let Given { access_key_id, access_key_secret, security_token, expiration } =
-                assumed.credentials;
-            let (token, expires) = (Some(security_token), Some(expiration));
-            return Ok(Credential::new(access_key_id, access_key_secret, token, expires));
-        }
-        let Refused { code, message, request_id } =
-            serde_json::from_slice(&body).unwrap_or_default();
-        let reason = format!(
-            "{host} refused AssumeRoleWithOIDC ({} {code}: {message}, request id {request_id})",
-            status.as_u16()
-        );
         let tokens = form.iter().filter(|(name, _)| *name == TOKEN).map(|(_, value)| *value);
-        let reason = clean(&hide(reason, tokens));
-        let later = is_passing(status) || is_throttling(&code);
-        Err(if later { passing(reason) } else { refuse(reason) })
+        answered(&host, status, &body, tokens)
     }
+}
+
+/// What an answer of STS gives, or why not.
+pub(super) fn answered<'a>(
+    host: &str,
+    status: StatusCode,
+    body: &[u8],
+    tokens: impl Iterator<Item = &'a str>,
+) -> Result<Credential, StoreError> {
+    if status.is_success() {
+        // serde's message could quote the secret
+        let assumed: Assumed = serde_json::from_slice(body)
+            .map_err(|_| passing(format!("{host} answered something else than credentials")))?;
+        let Given { access_key_id, access_key_secret, security_token, expiration } =
+            assumed.credentials;
+        let (token, expires) = (Some(security_token), Some(expiration));
+        return Ok(Credential::new(access_key_id, access_key_secret, token, expires));
+    }
+    let Refused { code, message, request_id } = serde_json::from_slice(body).unwrap_or_default();
+    let reason = format!(
+        "{host} refused AssumeRoleWithOIDC ({} {code}: {message}, request id {request_id})",
+        status.as_u16()
+    );
+    let reason = clean(&hide(reason, tokens));
+    let later = is_passing(status) || is_throttling(&code);
+    Err(if later { passing(reason) } else { refuse(reason) })
 }
 
 fn refuse(reason: String) -> StoreError {

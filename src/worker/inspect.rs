@@ -12,7 +12,7 @@ use super::own::Own;
 use super::progress::Counters;
 use super::sort::{Sorted, Sorter, SpillFile};
 use super::volume::Volume;
-use crate::handoff::{MARKER_VERSION, Marker, SourceIdentity};
+use crate::handoff::{MARKER_VERSION, Marker, ShardOf, SourceIdentity};
 use crate::keys::VolumePath;
 
 pub(crate) const MARKER: &str = "complete.json";
@@ -65,12 +65,21 @@ pub(crate) fn marker(own: &Own) -> Result<Option<Marker>, Failure> {
     {
         return Err(reading(MARKER, &error).into());
     }
-    if let Ok(marker) = serde_json::from_str::<Marker>(&text)
+    marker_of(&text)
+}
+
+/// What the text of a marker says, if it is one.
+///
+/// # Errors
+/// [`Failure::Version`] for a marker of another version.
+pub(crate) fn marker_of(text: &str) -> Result<Option<Marker>, Failure> {
+    if let Ok(marker) = serde_json::from_str::<Marker>(text)
         && marker.version == MARKER_VERSION
+        && (1..=ShardOf::MOST).contains(&marker.shards)
     {
         return Ok(Some(marker));
     }
-    let value = serde_json::from_str::<serde_json::Value>(&text).unwrap_or_default();
+    let value = serde_json::from_str::<serde_json::Value>(text).unwrap_or_default();
     match value.get("version").and_then(serde_json::Value::as_u64) {
         Some(found) if found != u64::from(MARKER_VERSION) => Err(Failure::Version {
             file: ".ossvp/complete.json",
@@ -215,8 +224,15 @@ pub(crate) struct Past {
 /// # Errors
 /// [`Failure::Version`] for a manifest of another version.
 pub(crate) fn past(own: &Own, spill: SpillFile) -> Result<Option<Past>, Failure> {
-    let Some(file) = own.read(MANIFEST)? else { return Ok(None) };
-    let mut lines = Lines::new(file)?;
+    own.read(MANIFEST)?.map_or(Ok(None), |file| past_of(file, spill))
+}
+
+/// What a manifest says.
+///
+/// # Errors
+/// As for [`past`].
+pub(crate) fn past_of(manifest: File, spill: SpillFile) -> Result<Option<Past>, Failure> {
+    let mut lines = Lines::new(manifest)?;
     let identity = match lines.next()? {
         Some((_, Line::Header { version: VERSION, identity })) => *identity,
         Some((_, Line::Header { version, .. })) => {
@@ -241,7 +257,9 @@ pub(crate) fn past(own: &Own, spill: SpillFile) -> Result<Option<Past>, Failure>
     let mut synced = 0;
     let mut last_file = None;
     let mut value = Vec::new();
+    let mut end = lines.end();
     while let Some((offset, line)) = lines.next()? {
+        end = lines.end();
         let relative = match &line {
             Line::File(record) => {
                 // a line says what it likes
@@ -260,7 +278,11 @@ pub(crate) fn past(own: &Own, spill: SpillFile) -> Result<Option<Past>, Failure>
                 history.untrusted.push(*from..offset);
                 continue;
             }
-            Line::Header { .. } => break,
+            // not ours: the next run cuts the manifest there
+            Line::Header { .. } => {
+                end = offset;
+                break;
+            }
         };
         value.clear();
         value.extend_from_slice(&offset.to_le_bytes());
@@ -268,7 +290,7 @@ pub(crate) fn past(own: &Own, spill: SpillFile) -> Result<Option<Past>, Failure>
         value.extend_from_slice(&raw[..raw.len() - 1]);
         sorter.push(relative.as_bytes(), &value).map_err(|error| sorting(&error))?;
     }
-    history.end = lines.end();
+    history.end = end;
     // what came after the last sync may be lost. It does not help to know that this machine was not
     // booted since: the disk may have lost its power alone, or have been torn off
     if last_file.is_some_and(|last| last >= synced) {

@@ -180,7 +180,7 @@ impl Large {
     /// The bytes of part `index`, half-open.
     pub(crate) fn range(&self, index: usize) -> Range<u64> {
         let start = index as u64 * self.part_size;
-        start..(start + self.part_size).min(self.size)
+        start..start.saturating_add(self.part_size).min(self.size)
     }
 
     /// Keeps what an answer stated of the whole object.
@@ -266,7 +266,11 @@ impl Large {
 }
 
 /// What the notes hold for this `header`: the CRC of each noted part, and where valid lines end.
-fn read_notes(notes: &File, header: &str, parts: usize) -> Option<(Vec<Option<u64>>, u64)> {
+pub(crate) fn read_notes(
+    notes: &File,
+    header: &str,
+    parts: usize,
+) -> Option<(Vec<Option<u64>>, u64)> {
     let mut reader = BufReader::new(notes);
     let mut line = Vec::new();
     let mut next = |line: &mut Vec<u8>| -> Option<u64> {

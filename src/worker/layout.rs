@@ -119,7 +119,9 @@ impl Layout {
                 Err(LayoutError::Unmappable { key: key.clone(), reason })
             }
             (place, _) => {
-                if matches!(place, Place::File(_)) {
+                // a key that comes twice is one file
+                let known = self.files.last().is_some_and(|file| file == relative);
+                if matches!(place, Place::File(_)) && !known {
                     self.files.push(relative.to_owned());
                 }
                 Ok(place)

@@ -15,7 +15,7 @@ use super::inspect::Capacity;
 use super::layout::{Layout, LayoutError, Place};
 use super::manifest::hex;
 use super::options::{Filter, Options};
-use super::progress::Counters;
+use super::progress::{Counters, add_stated};
 use super::sort::{Sorted, Sorter, SpillFile};
 use crate::handoff::ShardOf;
 use crate::keys::{Key, Prefix, VolumePath};
@@ -186,7 +186,7 @@ impl Listing {
             Err(error) => Err(error),
         };
         self.counters.listed_objects.fetch_add(1, Relaxed);
-        self.counters.listed_bytes.fetch_add(size, Relaxed);
+        add_stated(&self.counters.listed_bytes, size);
         let Some(target) = placed? else { return Ok(None) };
         let (Target::File(path) | Target::Directory(path)) = &target;
         if !self.filter.takes(path.as_str()) {
@@ -200,7 +200,7 @@ impl Listing {
         }
         if mine && matches!(target, Target::File(_)) {
             self.counters.wanted_objects.fetch_add(1, Relaxed);
-            self.counters.wanted_bytes.fetch_add(size, Relaxed);
+            add_stated(&self.counters.wanted_bytes, size);
         }
         let relative = self.prefix.relative(&key).unwrap_or_default().to_owned();
         let modified_ms = modified.timestamp_millis();

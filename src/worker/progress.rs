@@ -44,6 +44,13 @@ pub(crate) struct Counters {
     pub(crate) refetched: AtomicU64,
 }
 
+/// Adds what a source states, which may add up to more than there can be.
+pub(crate) fn add_stated(counter: &AtomicU64, bytes: u64) {
+    let add = |now: u64| Some(now.saturating_add(bytes));
+    // the closure always gives a value
+    let _ = counter.fetch_update(Relaxed, Relaxed, add);
+}
+
 impl Counters {
     fn snapshot(&self, bytes_per_s: u64) -> Progress {
         let (bytes, bytes_total) = (self.done_bytes.load(Relaxed), self.wanted_bytes.load(Relaxed));

@@ -94,7 +94,7 @@ fn sorting(error: io::Error) -> Failure {
 /// A line of `sha256sum`: 64 hex digits, two spaces or a space and `*`, the path; a line that
 /// begins with `\` has `\\`, `\n` and `\r` in the path escaped (GNU coreutils manual, "md5sum
 /// invocation").
-fn parsed(line: &[u8]) -> Option<(String, [u8; 32])> {
+pub(crate) fn parsed(line: &[u8]) -> Option<(String, [u8; 32])> {
     if line.len() > MAX_LINE {
         return None;
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 pub mod cases;
+pub mod layout;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -61,6 +61,7 @@ struct Watched {
 struct Peaks {
     memory: AtomicU64,
     descriptors: AtomicU64,
+    threads: AtomicU64,
     done: AtomicBool,
 }
 
@@ -70,6 +71,7 @@ struct Took {
     seconds: f64,
     memory: u64,
     descriptors: u64,
+    threads: u64,
 }
 
 impl Watched {
@@ -104,7 +106,9 @@ impl Watched {
             seconds: self.started.elapsed().as_secs_f64(),
             memory: self.peaks.memory.load(Relaxed),
             descriptors: self.peaks.descriptors.load(Relaxed),
+            threads: self.peaks.threads.load(Relaxed),
         };
+        println!("{took:?}");
         (ran, took)
     }
 }
@@ -112,9 +116,12 @@ impl Watched {
 impl Peaks {
     fn look(&self, process: &str) {
         let status = std::fs::read_to_string(format!("{process}/status")).unwrap_or_default();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = peak.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        self.memory.fetch_max(kib.unwrap_or(0) * 1024, Relaxed);
+        let number = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        self.memory.fetch_max(number("VmHWM:") * 1024, Relaxed);
+        self.threads.fetch_max(number("Threads:"), Relaxed);
         let open = std::fs::read_dir(format!("{process}/fd")).map_or(0, Iterator::count);
         self.descriptors.fetch_max(open as u64, Relaxed);
     }
@@ -123,8 +130,11 @@ impl Peaks {
 /// Holds what a process took against the bounds, and says it.
 #[track_caller]
 fn bounded(what: &str, took: &Took) -> String {
-    let Took { seconds, memory, descriptors } = took;
-    let said = format!("{what}: {seconds:.0} s, {} MiB, {descriptors} descriptors", memory / MIB);
+    let Took { seconds, memory, descriptors, threads } = took;
+    let memory_mib = memory / MIB;
+    let said = format!(
+        "{what}: {seconds:.0} s, {memory_mib} MiB, {descriptors} descriptors, {threads} threads"
+    );
     println!("{said}");
     assert!(
         *memory > 0 && *descriptors > 0,
@@ -154,7 +164,10 @@ fn filled_in_two_runs(
 
     let (ran, second) = Watched::start(&mut populate(server, SOURCE, volume)).end();
     let ran = ran.ended(0);
-    let peak = ran.report().figures.peak_rss_bytes;
+    let figures = ran.report().figures;
+    let level = figures.concurrency.iter().map(|(_, level)| level).max();
+    println!("requests in flight: at most {level:?}");
+    let peak = figures.peak_rss_bytes;
     assert!(peak < MEMORY, "{} MiB, at most {} MiB", peak / MIB, MEMORY / MIB);
     (vec![bounded("killed at its half", &first), bounded("run again", &second)], ran)
 }

@@ -566,8 +566,9 @@ fn count(state: &mut State, record: &FileRecord, counters: &Counters) -> Committ
     Committed(1)
 }
 
-/// Bytes read at once when a file is read again.
-const READ_BYTES: usize = 1 << 20;
+/// Bytes read at once when a file is read again: as many as readahead brings at most, and 8 MiB for
+/// all that are read at once.
+const READ_BYTES: usize = 256 << 10;
 
 /// The checksums of the file at `path`, or `None` if there is no such file.
 pub(crate) fn read_digests(

@@ -29,6 +29,10 @@ use crate::store::{Source, Stated, StoreError, explain, location};
 /// writes keep any one device busy.
 const DIRECT_PARTS: usize = 32;
 
+/// Files that may be read again at once. Each holds a thread and a buffer, which the requests in
+/// flight would make hundreds of, and that many reads keep any one device busy.
+const READERS: usize = 32;
+
 /// How often an object is fetched before its checksum is taken to be really wrong.
 const ATTEMPTS: u32 = 3;
 
@@ -44,6 +48,7 @@ pub(crate) struct Transfers {
     options: Arc<Options>,
     demands: Demands,
     direct: Semaphore,
+    readers: Semaphore,
     names: AtomicU64,
 }
 
@@ -94,6 +99,7 @@ impl Transfers {
             options: Arc::clone(options),
             demands,
             direct: Semaphore::new(DIRECT_PARTS),
+            readers: Semaphore::new(READERS),
             names: AtomicU64::new(0),
         })
     }
@@ -297,7 +303,7 @@ impl Transfers {
         let range = large.range(index);
         let kept = if large.is_noted(index) {
             let large = Arc::clone(&large);
-            blocking(move || large.kept_part(index)).await?
+            self.reading(move || large.kept_part(index)).await?
         } else {
             None
         };
@@ -350,11 +356,12 @@ impl Transfers {
             let wanted = Wanted::for_check(self.demands.expected(&stated), self.demands.sha256);
             if !digests.have(wanted) {
                 let (source, whole, length) = (Arc::clone(large), wanted, digests.length);
-                let reread = blocking(move || {
-                    // not to the file's end: padding stands there until it is finished
-                    digests_of(&source.reader()?, source.path().as_str(), 0, length, whole)
-                })
-                .await?;
+                let reread = self
+                    .reading(move || {
+                        // not to the file's end: padding stands there until it is finished
+                        digests_of(&source.reader()?, source.path().as_str(), 0, length, whole)
+                    })
+                    .await?;
                 if (reread.length, reread.crc64) != (digests.length, digests.crc64) {
                     return Err(Failure::Unexpected(format!(
                         "{} does not read back from the volume as it was written",
@@ -413,6 +420,15 @@ impl Transfers {
         }
     }
 
+    /// Runs a call that reads a file again.
+    async fn reading<T: Send + 'static>(
+        &self,
+        call: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let _reader = self.readers.acquire().await.expect("the semaphore is never closed");
+        blocking(call).await
+    }
+
     /// The checksums of the file at `path`, past the page cache, which may show what the device has
     /// lost; `None` if there is no such file.
     async fn read_from_device(
@@ -421,7 +437,7 @@ impl Transfers {
         wanted: Wanted,
     ) -> Result<Option<Digests>, Failure> {
         let (volume, path) = (Arc::clone(&self.volume), path.clone());
-        blocking(move || {
+        self.reading(move || {
             volume.drop_cached(&path);
             read_digests(&volume, &path, wanted)
         })

@@ -401,15 +401,21 @@ impl Ledger {
     /// appended meanwhile are not vouched for.
     fn sync_before(&self, end: u64) -> Result<(), Failure> {
         self.volume.sync()?;
+        // not every file system hears a sync of all it has: those behind FUSE do not
+        self.sync_manifest()?;
         let mut state = self.state();
         let nothing_since = state.end == end;
         self.append(&mut state, &Line::Synced { before: end })?;
         if nothing_since {
             state.quiet = state.end;
         }
-        let file = state.file.try_clone();
         drop(state);
         // else the line itself would come to the device with the next sync only
+        self.sync_manifest()
+    }
+
+    fn sync_manifest(&self) -> Result<(), Failure> {
+        let file = self.state().file.try_clone();
         let synced = file
             .map_err(|error| errno(&error))
             .and_then(|file| uninterrupted(|| rustix::fs::fdatasync(&file)));

@@ -227,7 +227,8 @@ fn one_large_object_is_filled_in_bounded_memory_and_its_parts_are_kept() {
     assert_eq!((marker.objects, marker.bytes, marker.verified.crc64), (1, size, 1));
     let parts = size.div_ceil(8 << 20);
     let figures = ran.report().figures;
-    assert_eq!(figures.parts_kept + figures.requests_get, parts, "{figures:?}");
+    let seen = figures.parts_kept + figures.requests_get;
+    assert!((parts..=parts + figures.retries).contains(&seen), "{figures:?}");
     // half of them, less those on their way at the kill
     assert!(figures.parts_kept + 512 >= parts / 2, "{figures:?}");
     assert!(figures.parts_kept > 0, "{figures:?}");

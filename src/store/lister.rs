@@ -70,7 +70,7 @@ pub(super) fn list(
         let (objects, more) = lister.page().await?;
         Ok::<_, StoreError>(Some((objects, more.then_some(lister))))
     })
-    .map_ok(futures::stream::iter)
+    .map_ok(|objects| futures::stream::iter(objects.into_iter().map(Ok)))
     .try_flatten()
     .fuse()
     .boxed()
@@ -78,7 +78,7 @@ pub(super) fn list(
 
 impl Lister {
     /// The next page's objects, and whether pages follow.
-    async fn page(&mut self) -> Result<(Vec<Result<Listed, StoreError>>, bool), StoreError> {
+    async fn page(&mut self) -> Result<(Vec<Listed>, bool), StoreError> {
         let ahead = self.ahead.take().unwrap_or_else(|| self.fetch());
         let Page { objects, next } = wait(ahead).await?;
         if let Some(token) = next {
@@ -102,7 +102,7 @@ impl Lister {
             self.token = Some(token);
             self.ahead = Some(self.fetch());
         }
-        Ok((objects.into_iter().map(Ok).collect(), self.ahead.is_some()))
+        Ok((objects, self.ahead.is_some()))
     }
 
     fn fetch(&self) -> Ahead {

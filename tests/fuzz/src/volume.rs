@@ -106,9 +106,9 @@ fn one_record(bytes: &[u8]) {
 const IDENTITY: &str = "ossvp-manifest\t1\t{\"dialect\":\"oss\",\"bucket\":\"b\",\"prefix\":\"\",\
     \"include\":[],\"exclude\":[],\"unmappable\":\"fail\"}";
 
-/// Lines as someone left them: `!` before one keeps it from being sealed.
-fn manifest(bytes: &[u8]) {
-    let mut text = sealed(IDENTITY);
+/// A header and lines as someone left them: `!` before one keeps it from being sealed.
+fn lines(header: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut text = sealed(header);
     for body in bytes.split(|byte| *byte == b'\n') {
         match (body.strip_prefix(b"!"), std::str::from_utf8(body)) {
             (Some(raw), _) => {
@@ -119,6 +119,12 @@ fn manifest(bytes: &[u8]) {
             (None, Err(_)) => {}
         }
     }
+    text
+}
+
+/// A manifest, one line a line of the input.
+fn manifest(bytes: &[u8]) {
+    let text = lines(IDENTITY, bytes);
     // what is sorted is held once, in a vector that grows, beside what was read of it
     let found = within(40, text.len() + (256 << 10) / 40, || history(&text));
     let (end, found) = found.unwrap().expect("the header is ours");
@@ -171,22 +177,12 @@ fn remembered(text: &[u8]) -> (u64, Vec<(String, String, bool, bool)>) {
     (end, held.collect())
 }
 
-/// Notes of an object in parts: each line is sealed unless it begins with `!`.
+/// Notes of an object in parts, one line a line of the input.
 fn parts(bytes: &[u8]) {
     let Some((count, bytes)) = bytes.split_first() else { return };
     let count = usize::from(*count);
     let header = "ossvp-parts\t1\te\t9\t1\t0";
-    let mut text = sealed(header);
-    for body in bytes.split(|byte| *byte == b'\n') {
-        match (body.strip_prefix(b"!"), std::str::from_utf8(body)) {
-            (Some(raw), _) => {
-                text.extend_from_slice(raw);
-                text.push(b'\n');
-            }
-            (None, Ok(body)) => text.extend_from_slice(&sealed(body)),
-            (None, Err(_)) => {}
-        }
-    }
+    let text = lines(header, bytes);
     assert_eq!(within(40, text.len(), || notes(&text, "another", count)), None);
     let (noted, end) =
         within(40, text.len(), || notes(&text, header, count)).expect("the header is ours");

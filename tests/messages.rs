@@ -12,6 +12,7 @@ use oss_server::{Builder, Fault, Operation, OssServer, PutOptions};
 use ossvp::handoff::{OUTCOME_LIMIT, Outcome};
 use rustix::process::{Pid, Signal};
 use support::cases::{Part, shown, shown_by};
+use support::mount::Mounted;
 use support::{BUCKET, ID, Place, Ran, Run, SECRET, bytes, files, ossvp, populate, server, tree};
 
 const SOURCE: &str = "oss://bucket/data/";
@@ -424,43 +425,6 @@ fn a_volume_that_cannot_be_made_is_7() {
         "the volume's parent does not exist, or the volume is a file",
         "names it before anything is fetched",
     );
-}
-
-/// A file system that is mounted for a test.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    /// Says why not where nothing can be mounted.
-    fn new(args: &[&str], what: &Path, at: &Path) -> Option<Self> {
-        std::fs::create_dir_all(at).unwrap();
-        does(Command::new("mount").args(args).arg(what).arg(at))?;
-        Some(Self(at.to_owned()))
-    }
-
-    /// An ext4 file system of 16 MiB.
-    fn small(place: &Place) -> Option<Self> {
-        let image = place.file("image");
-        std::fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
-        does(Command::new("/sbin/mkfs.ext4").arg("-q").arg(&image))?;
-        Self::new(&["-o", "loop"], &image, &place.volume())
-    }
-}
-
-/// Runs what only root may do, and not everywhere.
-fn does(command: &mut Command) -> Option<()> {
-    let why = match command.output() {
-        Ok(output) if output.status.success() => return Some(()),
-        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
-        Err(error) => error.to_string(),
-    };
-    println!("SKIPPED: {:?}: {why}", command.get_program());
-    None
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
 }
 
 #[test]

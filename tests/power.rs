@@ -618,12 +618,24 @@ fn lose_power_twice(
     assert!(last.complete, "a run that ended with 0 left no marker on the device");
 }
 
-fn lose_power_on(kind: Kind) {
-    if let Err(why) = Lab::open().and_then(|lab| lab.formatted(kind)) {
-        return not_here(why);
-    }
+/// A lab and a disk in it; says why not where there is none.
+fn formatted_disk(kind: Kind) -> Option<(Lab, Disk)> {
+    let lab = Lab::open().map_err(not_here).ok()?;
+    let disk = lab.formatted(kind).map_err(not_here).ok()?;
+    Some((lab, disk))
+}
+
+fn seed() -> u64 {
     let seed = number("OSSVP_TEST_SEED", 1);
     println!("seed {seed}");
+    seed
+}
+
+fn lose_power_on(kind: Kind) {
+    if formatted_disk(kind).is_none() {
+        return;
+    }
+    let seed = seed();
     let begins = [Begin::Empty, Begin::Killed, Begin::Damaged];
     let direct = ["on", "off", "off"];
     let tally = std::thread::scope(|scope| {
@@ -691,16 +703,8 @@ fn a_volume_on_xfs_is_complete_or_can_be_finished_whenever_the_power_goes() {
 /// Cuts the power between the steps of a run: on a file system that writes everything through, each
 /// step is on the disk before the next begins, from the first `mkdir` on.
 fn lose_power_at_each_step(kind: Kind) {
-    let lab = match Lab::open() {
-        Ok(lab) => lab,
-        Err(why) => return not_here(why),
-    };
-    let disk = match lab.formatted(kind) {
-        Ok(disk) => disk,
-        Err(why) => return not_here(why),
-    };
-    let seed = number("OSSVP_TEST_SEED", 1);
-    println!("seed {seed}");
+    let Some((lab, disk)) = formatted_disk(kind) else { return };
+    let seed = seed();
     let filling = Filling::few();
     let arguments = ["--sha256", "--concurrency", "2"];
     let mounted =
@@ -742,16 +746,8 @@ fn power_that_goes_between_two_steps_of_a_run_on_xfs_loses_no_promise() {
 
 /// A complete volume is filled anew because its source changed; the power goes meanwhile.
 fn lose_power_while_filling_anew(kind: Kind) {
-    let lab = match Lab::open() {
-        Ok(lab) => lab,
-        Err(why) => return not_here(why),
-    };
-    let disk = match lab.formatted(kind) {
-        Ok(disk) => disk,
-        Err(why) => return not_here(why),
-    };
-    let seed = number("OSSVP_TEST_SEED", 1);
-    println!("seed {seed}");
+    let Some((lab, disk)) = formatted_disk(kind) else { return };
+    let seed = seed();
     let old = Filling::mixed();
     let mounted = lab.mount(&disk, kind);
     old.command(mounted.path(), &[]).run().ended(0);

@@ -18,6 +18,7 @@ use faulty::directory::{Directory, Folding, Kind, On, Options};
 use oss_server::{Fault, OssServer, PutOptions};
 use rustix::io::Errno;
 use support::cases::{Part, measured, not_here, shown, shown_by};
+use support::mount::{Mounted, ext4};
 use support::{BUCKET, Place, Ran, Run, bytes, files, ossvp, populate, server, tree, wait_until};
 
 const SOURCE: &str = "oss://bucket/data/";
@@ -406,41 +407,6 @@ fn a_manifest_that_cannot_be_synced_keeps_the_volume_from_its_marker() {
     );
 }
 
-/// A file system that is mounted for a test.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    /// Says why not where nothing can be mounted.
-    fn new(args: &[&str], what: &Path, at: &Path) -> Option<Self> {
-        std::fs::create_dir_all(at).unwrap();
-        does(Command::new("mount").args(args).arg(what).arg(at))?;
-        Some(Self(at.to_owned()))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(&self.0).status().unwrap();
-        assert!(unmounted.success() || std::thread::panicking(), "a loop device would be left");
-    }
-}
-
-/// Runs what only root may do, and not everywhere.
-fn does(command: &mut Command) -> Option<()> {
-    let why = match command.output() {
-        Ok(output) if output.status.success() => return Some(()),
-        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
-        Err(error) => error.to_string(),
-    };
-    not_here(format_args!("{:?}: {why}", command.get_program()));
-    None
-}
-
-fn ext4(image: &Path, size: u64, more: &[&str]) -> Option<()> {
-    std::fs::File::create(image).unwrap().set_len(size).unwrap();
-    does(Command::new("/sbin/mkfs.ext4").args(["-q", "-F"]).args(more).arg(image))
-}
-
 #[test]
 fn a_small_disk_is_full_at_any_file_and_goes_on_with_room() {
     let (server, place) = (server(), Place::new());
@@ -452,7 +418,7 @@ fn a_small_disk_is_full_at_any_file_and_goes_on_with_room() {
     }
     let image = place.file("image");
     let Some(()) = ext4(&image, 4 << 20, &["-b", "1024", "-m", "0"]) else { return };
-    let Some(_mounted) = Mounted::new(&["-o", "loop"], &image, &place.volume()) else { return };
+    let Some(_mounted) = Mounted::image(&image, &place.volume()) else { return };
     let ballast = place.volume().join("ballast");
     let (mut full, mut small, mut filled) = (0, 0, 0);
     for room in (0..480).step_by(32) {
@@ -522,7 +488,7 @@ fn bytes_that_the_device_lost_are_found_missing_though_memory_still_shows_them()
     expected.insert("stalls".to_owned(), b"content".to_vec());
     let image = bad.volume().join("image");
     let Some(()) = ext4(&image, 16 << 20, &[]) else { return };
-    let mount = || Mounted::new(&["-o", "loop"], &image, &place.volume());
+    let mount = || Mounted::image(&image, &place.volume());
     let Some(mounted) = mount() else { return };
     rustix::fs::syncfs(std::fs::File::open(place.volume()).unwrap()).unwrap();
 
@@ -566,7 +532,7 @@ fn a_disk_that_turns_read_only_in_mid_run_is_filled_once_it_is_mended() {
     server.put(BUCKET, "data/stalls", bytes(1, 5000));
     let image = place.file("image");
     let Some(()) = ext4(&image, 16 << 20, &["-e", "remount-ro"]) else { return };
-    let Some(mounted) = Mounted::new(&["-o", "loop"], &image, &place.volume()) else { return };
+    let Some(mounted) = Mounted::image(&image, &place.volume()) else { return };
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     let at = format!(" {} ", place.volume().display());
     let device = mounts.lines().find(|line| line.contains(&at)).unwrap();
@@ -587,7 +553,7 @@ fn a_disk_that_turns_read_only_in_mid_run_is_filled_once_it_is_mended() {
     // 1: errors were mended
     let mended = Command::new("/sbin/e2fsck").args(["-f", "-y"]).arg(&image).output().unwrap();
     assert!(mended.status.code().is_some_and(|code| code <= 1), "{mended:?}");
-    let Some(_mounted) = Mounted::new(&["-o", "loop"], &image, &place.volume()) else { return };
+    let Some(_mounted) = Mounted::image(&image, &place.volume()) else { return };
     populate(&server, SOURCE, &place.volume()).run().ended(0);
     assert_eq!(files(&place.volume())["stalls"], bytes(1, 5000));
     shown_by(

@@ -4,6 +4,7 @@
 
 pub mod cases;
 pub mod layout;
+pub mod mount;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! Much of everything: memory and descriptors do not grow with the source, also where a run was
 //! killed in its middle, and nothing is fetched twice.
 //!
-//! `cargo test` does this with 20,000 objects and 1 GB; `scripts/load` with a million and 50 GB.
+//! `cargo test` does this with 10,000 objects and 1 GB; `scripts/load` with a million and 50 GB.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
@@ -29,7 +29,7 @@ const SOURCE: &str = "oss://bucket/data/";
 
 /// Objects of 1 KiB, and GB of the one large object: `OSSVP_TEST_LOAD`, such as `1000000:50`.
 fn sizes() -> (u64, u64) {
-    let asked = std::env::var("OSSVP_TEST_LOAD").unwrap_or("20000:1".to_owned());
+    let asked = std::env::var("OSSVP_TEST_LOAD").unwrap_or("10000:1".to_owned());
     let (objects, gigabytes) = asked.split_once(':').expect("objects:gigabytes");
     (objects.parse().unwrap(), gigabytes.parse::<u64>().unwrap() * 1_000_000_000)
 }

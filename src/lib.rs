@@ -16,6 +16,7 @@
 //! [`keys`] and the files of [`worker`] that say so are pure: no clock, no environment, no I/O.
 
 pub mod cli;
+pub mod controller;
 pub mod handoff;
 pub mod keys;
 pub mod store;

@@ -1,0 +1,469 @@
+//! From what is seen of one claim to what is done next. Pure, and the only place with policy.
+//!
+//! ```text
+//!                      +-------------- spec or Secret changed, volume lost -------------+
+//!                      v                                                                |
+//!  Waiting --> AddFinalizer --> CreatePrime --> Provisioning --> CreateJob --> Populating
+//!                                                                                |    |
+//!                               Failed  <-- RecordFailure <------ Job failed ----+    | complete
+//!                                                                                     v
+//!  Finished <-- RemoveFinalizer <-- DeletePrime <-- DeleteJob <-- claim bound <-- Rebind
+//!                      ^
+//!                      +-- DeletePrime <-- DeleteJob <-- claim being deleted, at any moment
+//! ```
+//!
+//! The phase is derived at each pass and stored nowhere. Every action is idempotent, at most one is
+//! asked for at a time, and each leaves a state from which the next pass goes on, so that a
+//! controller that dies between any two converges.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::crd::Phase;
+use super::names;
+use super::observed::{
+    Class, Ended, Failure, Observed, Prime, PrimePhase, Source, Target, Volume, Worker, WorkerState,
+};
+use super::words;
+
+/// How often something is looked at again that makes no events: progress, warnings of others.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How long after the deletion of a claim it is said what holds it.
+const CLEANUP_STICKS: Duration = Duration::from_secs(300);
+
+/// What is done next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// The claim must not go before what is made for it.
+    AddFinalizer,
+    /// A claim of the same shape in the populator namespace, whose volume is filled.
+    CreatePrime,
+    /// The provisioner has given the node up: the scheduler must choose again.
+    UnselectNode,
+    /// The worker.
+    CreateJob,
+    /// Notes on the prime PVC that the population failed for good.
+    RecordFailure(Failure),
+    /// The filled volume becomes the claim's: the one step that hands data over.
+    Rebind,
+    DeleteJob,
+    DeletePrime,
+    /// Nothing of ours is left.
+    RemoveFinalizer,
+}
+
+impl Action {
+    /// For metrics and logs.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::AddFinalizer => "AddFinalizer",
+            Self::CreatePrime => "CreatePrime",
+            Self::UnselectNode => "UnselectNode",
+            Self::CreateJob => "CreateJob",
+            Self::RecordFailure(_) => "RecordFailure",
+            Self::Rebind => "Rebind",
+            Self::DeleteJob => "DeleteJob",
+            Self::DeletePrime => "DeletePrime",
+            Self::RemoveFinalizer => "RemoveFinalizer",
+        }
+    }
+
+    /// What users are told when the API server refuses it: an event's reason, and what failed.
+    pub(crate) fn failure(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::CreatePrime => {
+                ("PopulatorPVCPrimeCreationError", "the volume's own claim cannot be made")
+            }
+            Self::CreateJob => ("PopulatorCreationError", "the worker cannot be started"),
+            Self::Rebind => ("PopulatorRebindError", "the filled volume cannot be handed over"),
+            Self::AddFinalizer
+            | Self::UnselectNode
+            | Self::RecordFailure(_)
+            | Self::DeleteJob
+            | Self::DeletePrime
+            | Self::RemoveFinalizer => ("PopulatorError", "the API server refuses a change"),
+        }
+    }
+}
+
+/// An event, on the claim and on the resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Notice {
+    pub(crate) warning: bool,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+    /// What makes it another event than the last one of this reason.
+    pub(crate) key: String,
+    /// When what it tells happened, if it happened once; `None`: it still lasts.
+    pub(crate) happened: Option<Timestamp>,
+}
+
+/// What is done next, and what is said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Decision {
+    pub(crate) phase: Phase,
+    /// Why, or what is waited for.
+    pub(crate) message: String,
+    pub(crate) notices: Vec<Notice>,
+    pub(crate) action: Option<Action>,
+    /// When to look again, if nothing changes before.
+    pub(crate) wait: Option<Duration>,
+}
+
+impl Decision {
+    fn new(phase: Phase, message: impl Into<String>) -> Self {
+        Self { phase, message: message.into(), notices: vec![], action: None, wait: None }
+    }
+
+    fn act(self, action: Action) -> Self {
+        Self { action: Some(action), ..self }
+    }
+
+    fn look_again(self) -> Self {
+        Self { wait: Some(LOOK_AGAIN), ..self }
+    }
+
+    /// Says the message as an event, for as long as it lasts.
+    fn warn(mut self, reason: &'static str) -> Self {
+        let message = self.message.clone();
+        self.notices.push(Notice {
+            warning: true,
+            reason,
+            key: message.clone(),
+            message,
+            happened: None,
+        });
+        self
+    }
+
+    fn tell(mut self, notice: Notice) -> Self {
+        self.notices.push(notice);
+        self
+    }
+}
+
+/// What to do next about one claim.
+pub(crate) fn decide(seen: &Observed, now: Timestamp) -> Decision {
+    let Some(target) = &seen.target else {
+        let gone =
+            Decision::new(Phase::Deleting, "the claim is gone; removing what was made for it");
+        return tear_down(seen, gone).unwrap_or_else(|gone| gone);
+    };
+    if let Some(since) = target.deleting {
+        return clean_up(seen, target, since, now);
+    }
+    match &target.volume {
+        Some(volume) => hand_over(seen, target, volume, now),
+        None => fill(seen, target, now),
+    }
+}
+
+/// Deletes the Job, then the prime PVC, each after the other is gone; `Err` gives `decision` back
+/// when neither is left.
+fn tear_down(seen: &Observed, decision: Decision) -> Result<Decision, Decision> {
+    match (&seen.worker, &seen.prime) {
+        (Some(worker), _) if !worker.deleting => Ok(decision.act(Action::DeleteJob)),
+        (Some(_), _) => Ok(decision.look_again()),
+        (None, Some(prime)) if !prime.deleting => Ok(decision.act(Action::DeletePrime)),
+        (None, Some(_)) => Ok(decision.look_again()),
+        (None, None) => Err(decision),
+    }
+}
+
+fn clean_up(seen: &Observed, target: &Target, since: Timestamp, now: Timestamp) -> Decision {
+    let left = match (&seen.worker, &seen.prime) {
+        (Some(_), _) => "its worker",
+        (None, Some(_)) => "its prime PVC",
+        (None, None) => "nothing",
+    };
+    let message = format!("the claim is being deleted; waiting for {left} to be gone");
+    let mut decision = Decision::new(Phase::Deleting, message);
+    if now.duration_since(since).unsigned_abs() > CLEANUP_STICKS && left != "nothing" {
+        decision = decision.warn("PopulatorCleanupStuck");
+    }
+    tear_down(seen, decision).unwrap_or_else(|decision| match target.finalizer {
+        true => decision.act(Action::RemoveFinalizer),
+        false => decision,
+    })
+}
+
+/// The claim has a volume: ours, if all went well, and then only the scaffolding is left to remove.
+fn hand_over(seen: &Observed, target: &Target, volume: &str, now: Timestamp) -> Decision {
+    if !target.finalizer && seen.prime.is_none() && seen.worker.is_none() {
+        return Decision::new(Phase::Finished, words::BOUND);
+    }
+    let ours = seen.prime.as_ref().is_none_or(|prime| prime.volume.as_deref() == Some(volume));
+    if ours && !is_targets(seen.volume.as_ref(), target) {
+        // the binder writes the claim's side after the volume's: what we see is on its way
+        return Decision::new(Phase::Rebinding, "the volume is being bound to the claim")
+            .look_again();
+    }
+    if !target.bound {
+        return Decision::new(Phase::Rebinding, "the volume is being bound to the claim")
+            .look_again();
+    }
+    let finished = match (ours, &seen.worker) {
+        (true, Some(worker)) => {
+            let message = words::finished(worker);
+            Decision::new(Phase::Finished, words::POPULATED).tell(Notice {
+                warning: false,
+                reason: "PopulatorFinished",
+                key: worker.uid.clone(),
+                message,
+                happened: Some(now),
+            })
+        }
+        (true, None) => Decision::new(Phase::Finished, words::POPULATED),
+        (false, _) => {
+            let message = format!("the claim was bound to volume {volume}, which is not populated");
+            Decision::new(Phase::Finished, message).warn("PopulatorNotUsed")
+        }
+    };
+    tear_down(seen, finished).unwrap_or_else(|finished| match target.finalizer {
+        true => finished.act(Action::RemoveFinalizer),
+        false => finished,
+    })
+}
+
+fn is_targets(volume: Option<&Volume>, target: &Target) -> bool {
+    volume.is_some_and(|volume| volume.claim.as_deref() == Some(&target.uid))
+}
+
+/// The claim has no volume yet.
+fn fill(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
+    if is_targets(seen.volume.as_ref(), target) {
+        return Decision::new(Phase::Rebinding, "the volume is being bound to the claim")
+            .look_again();
+    }
+    if let Source::Refused(refusal) = &seen.source {
+        // whatever is there is kept, and not handed over while it is not allowed
+        return Decision::new(Phase::Failed, &refusal.message).warn(refusal.reason).look_again();
+    }
+    let Some(prime) = &seen.prime else { return begin(seen, target) };
+    if prime.deleting {
+        return replace(seen, "the prime PVC was deleted; its volume is given up");
+    }
+    if let Source::Usable { digest, access } = &seen.source {
+        if *digest != prime.digest {
+            return replace(seen, "the resource was changed; filling a fresh volume");
+        }
+        if let Some(failure) = &prime.failure
+            && failure.access != words::access(access)
+        {
+            return replace(seen, "the credentials were changed; filling a fresh volume");
+        }
+    }
+    if prime.phase == PrimePhase::Lost {
+        return replace(seen, "the volume is lost; filling a fresh one");
+    }
+    if !target.finalizer {
+        return Decision::new(Phase::Provisioning, "protecting the claim")
+            .act(Action::AddFinalizer);
+    }
+    if let Some(failure) = &prime.failure {
+        return Decision::new(Phase::Failed, words::failed(failure)).warn("PopulatorFailed");
+    }
+    if prime.phase == PrimePhase::Pending {
+        return provision(seen, target, prime);
+    }
+    let Some(volume) = seen.volume.as_ref().filter(|volume| usable(volume, prime)) else {
+        let message = "the prime PVC's volume is not bound to it; waiting for the PV controller";
+        return Decision::new(Phase::Provisioning, message).look_again();
+    };
+    populate(seen, target, prime, volume, now)
+}
+
+fn usable(volume: &Volume, prime: &Prime) -> bool {
+    volume.claim.as_deref() == Some(&prime.uid) && volume.bound && !volume.deleting
+}
+
+/// Whether there can be a volume, and then the first steps to it.
+fn begin(seen: &Observed, target: &Target) -> Decision {
+    if seen.worker.is_some() {
+        // it filled a volume that is gone
+        return replace(seen, "the prime PVC is gone; its volume is given up");
+    }
+    let waiting = |message: &str| Decision::new(Phase::Waiting, message);
+    if target.block {
+        let message = "volumeMode Block cannot be filled with objects; use Filesystem";
+        return Decision::new(Phase::Failed, message).warn("PopulatorUnsupportedClaim");
+    }
+    if seen.source == Source::Missing {
+        let message =
+            "the OSSVolumePopulator that dataSourceRef names does not exist yet; waiting for it";
+        return waiting(message).warn("PopulatorDataSourceNotFound");
+    }
+    let waits_for_consumer = match &seen.class {
+        Class::Dynamic { waits_for_consumer } => *waits_for_consumer,
+        Class::Unnamed => {
+            let message = "the claim names no storageClassName, and the cluster gave it no default; waiting for one";
+            return waiting(message).warn("PopulatorStorageClassNotFound");
+        }
+        Class::Missing(name) => {
+            let message = format!("StorageClass {name} does not exist; waiting for it");
+            return waiting(&message).warn("PopulatorStorageClassNotFound");
+        }
+        Class::Static(name) => {
+            let message =
+                format!("StorageClass {name} makes no volumes by a CSI driver; use one that does");
+            return Decision::new(Phase::Failed, message).warn("PopulatorUnsupportedClaim");
+        }
+    };
+    if waits_for_consumer && target.selected_node.is_none() {
+        return waiting(
+            "waiting for the first Pod that uses the claim, since its StorageClass does",
+        );
+    }
+    let making = Decision::new(Phase::Provisioning, "making the volume");
+    match target.finalizer {
+        false => making.act(Action::AddFinalizer),
+        true => making.act(Action::CreatePrime),
+    }
+}
+
+/// Removes Job and prime PVC, so that the next pass begins anew.
+fn replace(seen: &Observed, message: &str) -> Decision {
+    let decision = Decision::new(Phase::Provisioning, message).warn("PopulatorReplaced");
+    tear_down(seen, decision).unwrap_or_else(|decision| decision)
+}
+
+/// The prime PVC has no volume yet.
+fn provision(seen: &Observed, target: &Target, prime: &Prime) -> Decision {
+    let waits = matches!(seen.class, Class::Dynamic { waits_for_consumer: true });
+    if waits && prime.selected_node != target.selected_node {
+        let message = match prime.selected_node {
+            // the provisioner takes it away when the node can have no volume
+            None => "no volume can be made for the chosen node; the scheduler must choose again",
+            Some(_) => "the scheduler chose another node",
+        };
+        if prime.selected_node.is_none() && target.selected_node.is_some() {
+            return Decision::new(Phase::Provisioning, message)
+                .warn("PopulatorNodeGivenUp")
+                .act(Action::UnselectNode);
+        }
+        return replace(seen, message);
+    }
+    match &seen.warning {
+        None => {
+            Decision::new(Phase::Provisioning, "waiting for the volume to be made").look_again()
+        }
+        Some(warning) => {
+            let message = format!("the volume cannot be made yet: {warning}");
+            Decision::new(Phase::Provisioning, message).warn("PopulatorProvisioning").look_again()
+        }
+    }
+}
+
+/// There is a volume to fill.
+fn populate(
+    seen: &Observed,
+    target: &Target,
+    prime: &Prime,
+    volume: &Volume,
+    now: Timestamp,
+) -> Decision {
+    let Some(worker) = &seen.worker else {
+        return match &seen.source {
+            Source::Usable { .. } => {
+                Decision::new(Phase::Populating, "starting the worker").act(Action::CreateJob)
+            }
+            Source::Missing | Source::Refused(_) => {
+                let message = "the OSSVolumePopulator that dataSourceRef names was deleted before its worker started; waiting for it";
+                Decision::new(Phase::Waiting, message).warn("PopulatorDataSourceNotFound")
+            }
+        };
+    };
+    if worker.deleting {
+        return Decision::new(Phase::Populating, "the worker was deleted; starting another")
+            .look_again();
+    }
+    if worker.prime != prime.uid {
+        // it filled an earlier volume
+        return Decision::new(Phase::Populating, "replacing a worker of an earlier volume")
+            .act(Action::DeleteJob);
+    }
+    let created = Notice {
+        warning: false,
+        reason: "PopulatorCreated",
+        message: format!(
+            "volume {} is being filled by Job {}",
+            volume.name,
+            names::job(&target.uid)
+        ),
+        key: worker.uid.clone(),
+        happened: worker.created,
+    };
+    match worker.state {
+        WorkerState::Complete => {
+            Decision::new(Phase::Rebinding, "the volume is filled; handing it over")
+                .tell(created)
+                .act(Action::Rebind)
+        }
+        WorkerState::Failed => {
+            let failure = Failure {
+                code: worker.ended.as_ref().and_then(|ended| ended.code),
+                message: words::why(worker),
+                access: match &seen.source {
+                    Source::Usable { access, .. } => words::access(access),
+                    Source::Missing | Source::Refused(_) => String::new(),
+                },
+                time: now,
+            };
+            Decision::new(Phase::Failed, words::failed(&failure))
+                .tell(created)
+                .act(Action::RecordFailure(failure))
+        }
+        WorkerState::Active => under_way(seen, worker, created),
+    }
+}
+
+fn under_way(seen: &Observed, worker: &Worker, created: Notice) -> Decision {
+    let held = worker.pod.as_ref().filter(|pod| !pod.running);
+    let held = held.and_then(|pod| pod.held_by.clone()).or_else(|| {
+        let idle = worker.pod.as_ref().is_none_or(|pod| !pod.running);
+        seen.warning.clone().filter(|_| idle)
+    });
+    let mut decision = match held {
+        Some(held) => {
+            let message = format!("the worker cannot start: {held}");
+            Decision::new(Phase::Populating, message).warn("PopulatorStalled")
+        }
+        None => Decision::new(Phase::Populating, words::progress(worker)),
+    };
+    decision.notices.insert(0, created);
+    if let Some(ended) = &worker.ended
+        && !ended.is_success()
+    {
+        decision.notices.push(retrying(worker, ended));
+    }
+    if let Some(quarter) =
+        words::percent(worker).map(|percent| percent / 25 * 25).filter(|it| *it > 0)
+    {
+        decision.notices.push(Notice {
+            warning: false,
+            reason: "PopulatorProgress",
+            message: words::progress(worker),
+            key: format!("{} {quarter}", worker.uid),
+            // told once, when it is seen
+            happened: None,
+        });
+    }
+    decision.look_again()
+}
+
+fn retrying(worker: &Worker, ended: &Ended) -> Notice {
+    Notice {
+        warning: true,
+        reason: "PopulatorRetrying",
+        message: words::retrying(worker, ended),
+        key: ended.pod.clone(),
+        happened: ended.time.or(worker.created),
+    }
+}
+
+impl Ended {
+    fn is_success(&self) -> bool {
+        self.code == Some(0)
+    }
+}

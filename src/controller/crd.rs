@@ -1,5 +1,6 @@
 //! The resource `OSSVolumePopulator`, as users write it and as they read its status.
 #![allow(unreachable_pub, reason = "KubeSchema repeats the structs where nothing reaches them")]
+#![allow(clippy::duplicated_attributes, reason = "each column has a name and a type")]
 
 use std::collections::BTreeMap;
 

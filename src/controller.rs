@@ -169,6 +169,9 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()> + Send) -> R
     let address = settings.listen;
     let listener = TcpListener::bind(address).await;
     let listener = listener.map_err(|source| Error::Listen { address, source })?;
+    // port 0 is any
+    let address = listener.local_addr().unwrap_or(address);
+    tracing::info!(%address, "serving metrics and health");
     let health = Arc::new(Health { metrics: Metrics::new(), ready: AtomicBool::new(false) });
     let serving = tokio::spawn(serve::serve(listener, health.clone()));
 

@@ -1,0 +1,23 @@
+//! A real Kubernetes for tests, as processes of this machine: no containers, no image registry.
+//!
+//! [`ControlPlane`] is etcd, kube-apiserver and kube-controller-manager. `build` beside this crate
+//! builds them the first time (minutes) and finds them again from then on; starting takes seconds.
+//! All that a cluster starts and writes is gone when it is dropped, and also when the process of
+//! the test is killed.
+
+mod api;
+mod audit;
+mod binaries;
+mod component;
+mod control_plane;
+mod error;
+mod keeper;
+mod kubeconfig;
+mod pki;
+mod wait;
+
+pub use api::{Answer, Api};
+pub use audit::{Audit, AuditEvent};
+pub use control_plane::{ControlPlane, Options};
+pub use error::Error;
+pub use wait::eventually;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempDir;
@@ -25,6 +26,40 @@ pub(crate) enum Make {
 pub(crate) struct Disk {
     root: TempDir,
     state: Mutex<State>,
+    _keeper: Keeper,
+}
+
+/// Unmounts and removes what is left once this is dropped or the process of the test is dead: a
+/// static is never dropped, and a killed test drops nothing.
+#[derive(Debug)]
+struct Keeper(Child);
+
+impl Keeper {
+    fn new(root: &Path) -> io::Result<Self> {
+        // newest mounts first
+        let script = "trap '' INT TERM HUP
+while read -r _; do :; done
+cut -d ' ' -f 2 /proc/self/mounts | grep -F \"$1/\" | tac | while read -r at; do
+    umount \"$at\" || umount --lazy \"$at\"
+done
+rm -rf --one-file-system \"$1\"";
+        Command::new("/bin/sh")
+            .args(["-c", script, "keeper"])
+            .arg(root)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map(Self)
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        // nothing here may panic, and what fails could not be mended
+        let _done = self.0.wait();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -44,7 +79,8 @@ impl Disk {
         for part in ["volumes", "images", "pods"] {
             std::fs::create_dir(root.path().join(part))?;
         }
-        Ok(Self { root, state: Mutex::default() })
+        let keeper = Keeper::new(root.path())?;
+        Ok(Self { root, state: Mutex::default(), _keeper: keeper })
     }
 
     /// Where a volume's data is.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{EvictParams, ListParams};
-use kube::{Client, ResourceExt};
+use kube::{Client, Config, ResourceExt};
 use rustix::process::Signal;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 
 use crate::kubelet::log::Part;
@@ -61,6 +62,9 @@ pub struct StandIn {
     world: Arc<World>,
     port: u16,
     tasks: JoinSet<()>,
+    /// Where its requests are made: a connection dies with the runtime that opened it.
+    runtime: Handle,
+    own: Option<Runtime>,
 }
 
 impl StandIn {
@@ -83,7 +87,13 @@ impl StandIn {
         let world = Arc::new(world);
         let (listener, port) = server::listen().await.map_err(host("listening as a kubelet"))?;
         let acceptor = server::acceptor().map_err(host("making a certificate"))?;
-        let mut this = Self { world: Arc::clone(&world), port, tasks: JoinSet::new() };
+        let mut this = Self {
+            world: Arc::clone(&world),
+            port,
+            tasks: JoinSet::new(),
+            runtime: Handle::current(),
+            own: None,
+        };
         for mirror in mirrors {
             this.tasks.spawn(mirror);
         }
@@ -100,6 +110,39 @@ impl StandIn {
         this.tasks.spawn(kubelet::run(world));
         this.wait_for_nodes().await?;
         Ok(this)
+    }
+
+    /// As [`StandIn::start`], on a runtime of its own: for a static that many tests share. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`StandIn::start`].
+    pub fn start_alone(config: Config, options: Options) -> Result<Self, Error> {
+        // from a thread of its own, as the caller's may belong to a runtime
+        std::thread::spawn(move || {
+            let own = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            let own = own.map_err(|error| Error::Host("making a runtime".to_owned(), error))?;
+            let mut this = own.block_on(async {
+                let client = Client::try_from(config);
+                let client = client.map_err(|error| api("connecting", error))?;
+                Self::start(client, options).await
+            })?;
+            this.own = Some(own);
+            Ok(this)
+        })
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// What talks to the API does so where the stand-in runs.
+    async fn there<T, F>(&self, work: impl FnOnce(Arc<World>) -> F) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let done = self.runtime.spawn(work(Arc::clone(&self.world))).await;
+        // the runtime is there as long as this is, and nobody aborts it
+        done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
     async fn wait_for_nodes(&self) -> Result<(), Error> {
@@ -130,11 +173,14 @@ impl StandIn {
     ///
     /// If the API refuses; all else has ended by then.
     pub async fn stop(self) -> Result<(), Error> {
-        for spec in self.world.options.nodes() {
-            let gone = node::unregister(&self.world, &spec.name).await;
-            gone.map_err(|error| api(&format!("removing node {}", spec.name), error))?;
-        }
-        Ok(())
+        self.there(|world| async move {
+            for spec in world.options.nodes() {
+                let gone = node::unregister(&world, &spec.name).await;
+                gone.map_err(|error| api(&format!("removing node {}", spec.name), error))?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Where a PersistentVolume's data is on the host.
@@ -148,18 +194,21 @@ impl StandIn {
     ///
     /// If the claim is not bound to a volume of this driver.
     pub async fn volume_of(&self, namespace: &str, claim: &str) -> Result<PathBuf, Error> {
-        let full = format!("{namespace}/{claim}");
-        let claims = self.world.namespaced::<PersistentVolumeClaim>(namespace);
-        let found = claims.get_opt(claim).await;
-        let found = found.map_err(|error| api(&format!("reading claim {full}"), error))?;
-        let volume = found.and_then(|claim| claim.spec?.volume_name);
-        let volume = volume.ok_or_else(|| Error::NotBound(full.clone()))?;
-        let volumes = self.world.cluster::<PersistentVolume>();
-        let found = volumes.get_opt(&volume).await;
-        let found = found.map_err(|error| api(&format!("reading volume {volume}"), error))?;
-        let csi = found.and_then(|volume| volume.spec?.csi);
-        let csi = csi.filter(|csi| csi.driver == self.world.options.provisioner);
-        Ok(self.volume(&csi.ok_or(Error::NotBound(full))?.volume_handle))
+        let (namespace, claim) = (namespace.to_owned(), claim.to_owned());
+        self.there(|world| async move {
+            let full = format!("{namespace}/{claim}");
+            let claims = world.namespaced::<PersistentVolumeClaim>(&namespace);
+            let found = claims.get_opt(&claim).await;
+            let found = found.map_err(|error| api(&format!("reading claim {full}"), error))?;
+            let volume = found.and_then(|claim| claim.spec?.volume_name);
+            let volume = volume.ok_or_else(|| Error::NotBound(full.clone()))?;
+            let found = world.cluster::<PersistentVolume>().get_opt(&volume).await;
+            let found = found.map_err(|error| api(&format!("reading volume {volume}"), error))?;
+            let csi = found.and_then(|volume| volume.spec?.csi);
+            let csi = csi.filter(|csi| csi.driver == world.options.provisioner);
+            Ok(world.disk.volume(&csi.ok_or(Error::NotBound(full))?.volume_handle))
+        })
+        .await
     }
 
     /// The names of all volumes on the host whose PersistentVolume is gone.
@@ -168,12 +217,16 @@ impl StandIn {
     ///
     /// If the host or the API does not tell.
     pub async fn leftovers(&self) -> Result<Vec<String>, Error> {
-        let listed = self.world.cluster::<PersistentVolume>().list(&ListParams::default()).await;
-        let listed = listed.map_err(|error| api("listing volumes", error))?;
-        let known: Vec<String> = listed.items.iter().map(ResourceExt::name_any).collect();
+        // the directories first: one that is made meanwhile is none that was left
         let there = self.world.disk.volumes();
         let mut there =
             there.map_err(|error| Error::Host("listing directories".to_owned(), error))?;
+        let listed = self.there(|world| async move {
+            world.cluster::<PersistentVolume>().list(&ListParams::default()).await
+        });
+        let listed = listed.await;
+        let listed = listed.map_err(|error| api("listing volumes", error))?;
+        let known: Vec<String> = listed.items.iter().map(ResourceExt::name_any).collect();
         there.retain(|name| !known.contains(name));
         Ok(there)
     }
@@ -231,9 +284,12 @@ impl StandIn {
     ///
     /// If the API refuses, e.g. for a PodDisruptionBudget.
     pub async fn evict(&self, namespace: &str, pod: &str) -> Result<(), Error> {
-        let pods = self.world.namespaced::<Pod>(namespace);
-        let evicted = pods.evict(pod, &EvictParams::default()).await;
-        evicted.map(drop).map_err(|error| api(&format!("evicting Pod {namespace}/{pod}"), error))
+        let what = format!("evicting Pod {namespace}/{pod}");
+        let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
+        let evicted = self.there(|world| async move {
+            world.namespaced::<Pod>(&namespace).evict(&pod, &EvictParams::default()).await
+        });
+        evicted.await.map(drop).map_err(|error| api(&what, error))
     }
 
     /// Ends a Pod as a kubelet does that runs short of something.
@@ -281,7 +337,10 @@ impl StandIn {
             return Err(Error::NoNode(name.to_owned()));
         }
         self.world.set_lost(name, lost);
-        let reported = node::report(&self.world, name, self.port, !lost).await;
+        let (node, port) = (name.to_owned(), self.port);
+        let reported = self
+            .there(|world| async move { node::report(&world, &node, port, !lost).await })
+            .await;
         reported.map_err(|error| api(&format!("status of node {name}"), error))
     }
 
@@ -312,6 +371,9 @@ impl Drop for StandIn {
         self.tasks.abort_all();
         self.world.processes.close();
         self.world.disk.close();
+        if let Some(own) = self.own.take() {
+            own.shutdown_background();
+        }
     }
 }
 

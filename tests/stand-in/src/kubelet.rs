@@ -27,9 +27,12 @@ use crate::world::World;
 /// Every node's address, and every Pod's: they share the host's network.
 pub(crate) const ADDRESS: &str = "127.0.0.1";
 
-/// How to give orders to the Pods that live: by namespace and name, then the uid of the latest.
+/// How to give orders to the Pods that live.
 #[derive(Debug, Default)]
-pub(crate) struct Pods(Mutex<BTreeMap<[String; 2], (String, mpsc::UnboundedSender<Ordered>)>>);
+pub(crate) struct Pods(Mutex<Lives>);
+
+/// By namespace and name the uid of the latest Pod, and who obeys for it.
+type Lives = BTreeMap<[String; 2], (String, mpsc::UnboundedSender<Ordered>)>;
 
 impl Pods {
     /// Whether there was a Pod to obey.
@@ -40,9 +43,7 @@ impl Pods {
         orders.send((order, answer)).is_ok() && answered.await.unwrap_or(false)
     }
 
-    fn lock(
-        &self,
-    ) -> MutexGuard<'_, BTreeMap<[String; 2], (String, mpsc::UnboundedSender<Ordered>)>> {
+    fn lock(&self) -> MutexGuard<'_, Lives> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -81,7 +81,7 @@ impl Provisioner {
         let bound = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref());
         claim.metadata.deletion_timestamp.is_none()
             && bound.is_none_or(str::is_empty)
-            && PROVISIONER.iter().any(|key| ours(&key))
+            && PROVISIONER.iter().any(ours)
             && self.world.options.looks_after(&claim.namespace().unwrap_or_default())
     }
 

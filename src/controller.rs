@@ -63,7 +63,7 @@ const AT_ONCE: u16 = 16;
 /// When a claim is looked at again after something was done to it, should no watch tell.
 const AFTER_ACTION: Duration = Duration::from_secs(5);
 /// When it is looked at again if the API server knew better than the caches.
-const CACHES_LAG: Duration = Duration::from_secs(1);
+const CACHES_LAG: Duration = Duration::from_millis(200);
 /// The first and the longest pause after a pass that failed.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LAST_BACKOFF: Duration = Duration::from_secs(60);
@@ -109,7 +109,7 @@ pub enum Error {
         name: String,
         /// The API server's answer.
         #[source]
-        error: kube::Error,
+        error: Answer,
     },
     /// An action.
     #[error("cannot do {action}")]
@@ -118,7 +118,7 @@ pub enum Error {
         action: String,
         /// The API server's answer.
         #[source]
-        error: kube::Error,
+        error: Answer,
     },
     /// An action's object.
     #[error("cannot do {action}: the {what} is gone")]
@@ -138,21 +138,37 @@ pub enum Error {
         name: String,
         /// The API server's answer.
         #[source]
-        error: kube::Error,
+        error: Answer,
     },
 }
 
+/// What the API server answered, in its own words and only once.
+#[derive(Debug)]
+pub struct Answer(kube::Error);
+
+impl std::fmt::Display for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            kube::Error::Api(status) => f.write_str(&status.message),
+            error => write!(f, "{error}"),
+        }
+    }
+}
+
+impl std::error::Error for Answer {}
+
 impl Error {
     fn read(kind: &str, name: &str, error: kube::Error) -> Self {
-        Self::Read { kind: kind.to_owned(), name: name.to_owned(), error }
+        Self::Read { kind: kind.to_owned(), name: name.to_owned(), error: Answer(error) }
     }
 
     /// Whether someone else was faster, and another look is all that is needed.
     fn is_race(&self) -> bool {
         match self {
-            // a test of a JSON patch that fails is 422
-            Self::Apply { error: kube::Error::Api(status), .. } => {
-                status.is_conflict() || status.code == 422 && status.message.contains("test")
+            // a test of a JSON patch that fails is 422, and no field is to blame
+            Self::Apply { error: Answer(kube::Error::Api(status)), .. } => {
+                let causes = status.details.iter().flat_map(|details| &details.causes);
+                status.is_conflict() || status.code == 422 && causes.count() == 0
             }
             Self::Vanished { .. } => true,
             _ => false,
@@ -424,7 +440,7 @@ impl Context {
                 // it is gone, or another one by the name is there
                 self.lock(&self.shown).remove(&uid);
             }
-            Err(error) => return Err(Error::Publish { name, error }),
+            Err(error) => return Err(Error::Publish { name, error: Answer(error) }),
         }
         Ok(())
     }

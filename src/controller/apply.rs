@@ -13,7 +13,7 @@ use super::decide::Action;
 use super::observe::Seen;
 use super::observed::Source;
 use super::settings::Settings;
-use super::{Error, build, names};
+use super::{Answer, Error, build, names};
 
 /// Who writes, in managed fields.
 pub(super) const MANAGER: &str = "ossvp";
@@ -27,7 +27,7 @@ pub(super) async fn apply(
 ) -> Result<(), Error> {
     let here = settings.namespace.as_str();
     let primes = || Api::<PersistentVolumeClaim>::namespaced(client.clone(), here);
-    let failed = |error| Error::Apply { action: format!("{action:?}"), error };
+    let failed = |error| Error::Apply { action: format!("{action:?}"), error: Answer(error) };
     let gone = |what| Error::Vanished { action: format!("{action:?}"), what };
     let target = || seen.target.as_deref().ok_or_else(|| gone("claim"));
     let prime = || seen.prime.as_deref().ok_or_else(|| gone("prime PVC"));

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Event, Namespace, PersistentVolumeClaim, Pod, S
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Resource, ResourceExt};
-use oss_server::{Matcher, OssServer};
+use oss_server::{Fault, OssServer};
 use ossvp::controller::crd::{OSSVolumePopulator, Population};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -234,7 +234,7 @@ impl Case {
     /// on trying until [`OssServer::clear_faults`].
     pub fn hold_last_object(&self) {
         let wait = [("x-oss-qos-delay-time", "300")];
-        self.server.fault(Matcher::get("data/dir-0/file-4").status_with(503, "ServiceUnavailable", &wait));
+        self.server.fault(Fault::get("data/dir-0/file-4").status_with(503, "ServiceUnavailable", &wait));
     }
 
     pub async fn delete<K>(&self, api: &Api<K>, name: &str)

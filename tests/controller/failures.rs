@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, ResourceQuota, Secret};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use oss_server::Matcher;
+use oss_server::{Fault, PutOptions};
 use ossvp::controller::crd::Phase;
 use serde_json::json;
 use stand_in::ProvisionFailure;
@@ -84,7 +84,7 @@ async fn stays_failed(case: &Case, claim: &PersistentVolumeClaim) -> Option<Stri
 fn a_volume_that_is_too_small_ends_the_population_with_both_figures() {
     shared(|world| async move {
         let case = Case::new(&world, "small").await;
-        case.server.put_synthetic(BUCKET, "data/large", 200 << 20, 7);
+        case.server.put_synthetic(BUCKET, "data/large", 200 << 20, 7, PutOptions::new());
         case.source("models", case.spec(json!({}))).await;
         let small = json!({"resources": {"requests": {"storage": "64Mi"}}});
         case.claim("data", "models", "sized", small).await;
@@ -116,7 +116,7 @@ fn a_changed_spec_fills_a_fresh_volume() {
         let case = Case::new(&world, "changed").await;
         case.server.put(BUCKET, "other/held", "never");
         let wait = [("x-oss-qos-delay-time", "300")];
-        let held = Matcher::get("other/held").status_with(503, "ServiceUnavailable", &wait);
+        let held = Fault::get("other/held").status_with(503, "ServiceUnavailable", &wait);
         case.server.fault(held);
         let mut spec = case.spec(json!({}));
         spec["path"] = "/other/".into();

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
+
 mod case;
 mod deletion;
 mod failures;

@@ -240,10 +240,9 @@ fn one_of_two_replicas_leads_and_the_other_takes_over() {
 
         health_and_metrics(&second).await;
         // asked to end, it gives the Lease back, and the next one need not wait
-        let mut second = second;
         second.terminate();
-        until(&world, "the end", || async { second.ended() }).await;
-        assert!(second.ended().unwrap().success(), "{}", second.log());
+        let ended = until(&world, "the end", || async { second.ended() }).await;
+        assert!(ended.success(), "{}", second.log());
         let leases = Api::<Lease>::namespaced(world.client.clone(), SYSTEM);
         let lease = leases.get("ossvp-controller").await.unwrap().spec.unwrap();
         assert_eq!(lease.holder_identity, None);

@@ -7,8 +7,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cluster::{AuditEvent, ControlPlane};
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, ServiceAccount};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -65,7 +64,7 @@ pub struct World {
 
 /// A controller process.
 pub struct Controller {
-    child: Child,
+    child: Mutex<Child>,
     log: PathBuf,
 }
 
@@ -86,8 +85,8 @@ impl World {
                     .image("busybox", Image::shell()),
             ))
             .unwrap();
-        let world = Self {
-            kubeconfig: plane.folder().join("controller.kubeconfig"),
+        let mut world = Self {
+            kubeconfig: PathBuf::new(),
             plane,
             client,
             stand_in,
@@ -96,6 +95,7 @@ impl World {
             broken: Arc::default(),
         };
         world.install();
+        world.kubeconfig = Self::log_in(&world.plane);
         RUNTIME.block_on(world.prepare());
         world.watch_the_promise();
         world
@@ -113,7 +113,7 @@ impl World {
         self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
     }
 
-    /// Storage classes, and a token for the controller's own service account.
+    /// Storage classes.
     async fn prepare(&self) {
         let classes = Api::<StorageClass>::all(self.client.clone());
         for (name, mode, parameters) in [
@@ -124,21 +124,12 @@ impl World {
         ] {
             self.class(&classes, name, mode, parameters).await;
         }
-        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), SYSTEM);
-        let request = TokenRequest {
-            spec: TokenRequestSpec {
-                audiences: vec![],
-                expiration_seconds: Some(24 * 3600),
-                bound_object_ref: None,
-            },
-            ..TokenRequest::default()
-        };
-        let token = accounts
-            .create_token_request("ossvp-controller", &PostParams::default(), &request)
-            .await
-            .unwrap();
-        let config = self.plane.kubeconfig_for(&token.status.unwrap().token);
-        std::fs::write(&self.kubeconfig, config).unwrap();
+    }
+
+    /// A kubeconfig with a token of the controller's own service account.
+    fn log_in(plane: &ControlPlane) -> PathBuf {
+        let token = plane.service_account_token(SYSTEM, "ossvp-controller").unwrap();
+        plane.kubeconfig_for(&token).unwrap()
     }
 
     pub async fn class(
@@ -257,7 +248,7 @@ impl Controller {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap());
-        Self { child: command.spawn().unwrap(), log }
+        Self { child: Mutex::new(command.spawn().unwrap()), log }
     }
 
     pub fn log(&self) -> String {
@@ -266,20 +257,21 @@ impl Controller {
 
     /// SIGTERM.
     pub fn terminate(&self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
+        let pid = rustix::process::Pid::from_child(&self.child.lock().unwrap());
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     }
 
     /// Whether the process has ended, and how.
-    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
-        self.child.try_wait().unwrap()
+    pub fn ended(&self) -> Option<std::process::ExitStatus> {
+        self.child.lock().unwrap().try_wait().unwrap()
     }
 }
 
 impl Drop for Controller {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 

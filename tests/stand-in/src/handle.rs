@@ -1,11 +1,12 @@
 //! The handle that a test holds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{EvictParams, ListParams};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config, ResourceExt};
 use rustix::process::Signal;
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -33,6 +34,9 @@ pub enum Error {
     /// The host refused.
     #[error("{0}")]
     Host(String, #[source] std::io::Error),
+    /// The kubeconfig is none.
+    #[error("kubeconfig {}", .0.display())]
+    Config(PathBuf, #[source] Box<KubeconfigError>),
     /// The API refused.
     #[error("{0}")]
     Api(String, #[source] Box<kube::Error>),
@@ -117,16 +121,14 @@ impl StandIn {
     /// # Errors
     ///
     /// As [`StandIn::start`].
-    pub fn start_alone(config: Config, options: Options) -> Result<Self, Error> {
+    pub fn start_alone(kubeconfig: &Path, options: Options) -> Result<Self, Error> {
+        let kubeconfig = kubeconfig.to_owned();
         // from a thread of its own, as the caller's may belong to a runtime
         std::thread::spawn(move || {
             let own = Builder::new_multi_thread().worker_threads(2).enable_all().build();
             let own = own.map_err(|error| Error::Host("making a runtime".to_owned(), error))?;
-            let mut this = own.block_on(async {
-                let client = Client::try_from(config);
-                let client = client.map_err(|error| api("connecting", error))?;
-                Self::start(client, options).await
-            })?;
+            let mut this =
+                own.block_on(async { Self::start(client(&kubeconfig).await?, options).await })?;
             this.own = Some(own);
             Ok(this)
         })
@@ -338,9 +340,8 @@ impl StandIn {
         }
         self.world.set_lost(name, lost);
         let (node, port) = (name.to_owned(), self.port);
-        let reported = self
-            .there(|world| async move { node::report(&world, &node, port, !lost).await })
-            .await;
+        let reported =
+            self.there(|world| async move { node::report(&world, &node, port, !lost).await }).await;
         reported.map_err(|error| api(&format!("status of node {name}"), error))
     }
 
@@ -375,6 +376,13 @@ impl Drop for StandIn {
             own.shutdown_background();
         }
     }
+}
+
+async fn client(kubeconfig: &Path) -> Result<Client, Error> {
+    let unusable = |error| Error::Config(kubeconfig.to_owned(), Box::new(error));
+    let read = Kubeconfig::read_from(kubeconfig).map_err(unusable)?;
+    let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
+    Client::try_from(config.map_err(unusable)?).map_err(|error| api("connecting", error))
 }
 
 fn api(what: &str, error: kube::Error) -> Error {

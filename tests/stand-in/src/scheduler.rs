@@ -197,15 +197,10 @@ impl Scheduler {
         node: &Node,
     ) -> Option<String> {
         let name = node.name_any();
-        if self.world.is_lost(&name) {
-            // the node lifecycle controller says so too, some seconds later
-            let taint = "{node.kubernetes.io/unreachable: }";
-            return Some(format!("node(s) had untolerated taint {taint}"));
-        }
         let elsewhere = |claim: &Arc<PersistentVolumeClaim>| {
             selected(claim).is_some_and(|selected| selected != name)
         };
-        fit::refusal(pod, volumes, node).or_else(|| {
+        fit::refusal(pod, volumes, node, self.world.is_lost(&name)).or_else(|| {
             let bound = waiting.iter().any(elsewhere);
             bound.then(|| "node(s) didn't find available persistent volumes to bind".to_owned())
         })

@@ -111,15 +111,16 @@ impl Unit {
         self.signal(rustix::process::Signal::KILL);
     }
 
-    /// Its node lost it.
+    /// Its node lost it, if it ran.
     pub(crate) fn lose(&mut self) {
+        if !self.seen.is_running() {
+            return;
+        }
         self.signal(rustix::process::Signal::KILL);
         self.process = None;
-        // an exit of this run is none that counts
+        // its exit is none that counts
         self.runs += 1;
-        if self.seen.end().is_none() {
-            self.seen.state = State::Ended(End::unknown());
-        }
+        self.seen.state = State::Ended(End::unknown());
     }
 
     /// Starts it, or says why not.

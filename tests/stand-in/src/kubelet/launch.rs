@@ -47,11 +47,14 @@ pub(crate) struct Who {
 impl Launch {
     /// The outermost process. It writes [`STARTED`] and a process id once everything is mounted.
     pub(crate) fn command(&self) -> Command {
-        // dies with the thread that starts it, and its children with it: also if a test is killed
+        // dies with the thread that starts it, and its child with it: also if a test is killed.
+        // The shell's first child is the new namespace's first process; `unshare --fork` of
+        // util-linux 2.38 would lose its exit code if it is killed.
+        let wait = "setpriv --pdeathsig KILL /bin/sh -c \"$1\" & wait $!";
         let mut command = Command::new("setpriv");
         command
-            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork"])
-            .args(["--kill-child=KILL", "--propagation", "private", "/bin/sh", "-c"])
+            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid"])
+            .args(["--propagation", "private", "/bin/sh", "-c", wait, "sh"])
             .arg(self.outside())
             .env_clear()
             .env("PATH", PATH)
@@ -116,7 +119,8 @@ exec chroot . /bin/sh -c {inside} sh \"$pid\"
         for argument in self.who.arguments() {
             script += &format!(" {}", quoted(&argument));
         }
-        script += &format!(" -- env -i -C {directory}");
+        // a shell's background processes ignore some signals
+        script += &format!(" -- env -i --default-signal -C {directory}");
         for (name, value) in &self.env {
             script += &format!(" {}", quoted(&format!("{name}={value}")));
         }
@@ -131,7 +135,10 @@ impl Who {
     /// For `setpriv`.
     fn arguments(&self) -> Vec<String> {
         let Self { user, group, groups, capabilities, no_new_privileges } = self;
-        let mut arguments = vec![format!("--reuid={user}"), format!("--regid={group}")];
+        // a change of user takes the death signal away
+        let mut arguments = vec!["--pdeathsig=KILL".to_owned()];
+        arguments.push(format!("--reuid={user}"));
+        arguments.push(format!("--regid={group}"));
         if groups.is_empty() {
             arguments.push("--clear-groups".to_owned());
         } else {
@@ -192,7 +199,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_container_has_its_own_root_processes_and_environment() {
-        let script = "echo $$; tr '\\0' '\\n' < /proc/1/environ; pwd; echo x > /stand-in-was-here && exit 3";
+        let script =
+            "echo $$; tr '\\0' '\\n' < /proc/1/environ; pwd; echo x > /stand-in-was-here && exit 3";
         let (code, text) = run(script, |_, launch| {
             launch.directory = "/made for it".to_owned();
             launch.env = vec![("A.b".to_owned(), "it's $HOME".to_owned())];
@@ -255,6 +263,44 @@ mod tests {
         assert!(text.contains("Read-only file system"), "{text}");
         let (code, _) = run("sh -c 'kill -KILL $$'; exit $?", |_, _| {}).await;
         assert_eq!(code, 137);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_container_that_ends_at_once_has_been_started() {
+        let mut runs = tokio::task::JoinSet::new();
+        for _ in 0..40 {
+            runs.spawn(run("exit 3", |_, _| {}));
+        }
+        while let Some(done) = runs.join_next().await {
+            assert_eq!(done.unwrap(), (3, String::new()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_container_dies_with_what_started_it_whoever_its_user_is() {
+        for user in [0, 1234] {
+            let place = tempfile::tempdir().unwrap();
+            let launch = Launch {
+                scratch: place.path().to_owned(),
+                binds: Vec::new(),
+                who: Who { user, capabilities: Some(Vec::new()), ..Who::default() },
+                read_only_root: false,
+                directory: "/".to_owned(),
+                env: Vec::new(),
+                argv: ["/bin/sh", "-c", "sleep 1000; true"].map(str::to_owned).to_vec(),
+            };
+            let processes = Processes::default();
+            let (tell, told) = mpsc::channel();
+            let exited = move |code| tell.send(code).unwrap();
+            let started = processes.start(launch.command(), Arc::default(), exited);
+            let running = started.await.unwrap().unwrap();
+            if user == 0 {
+                running.signal(rustix::process::Signal::KILL);
+                assert_eq!(told.recv(), Ok(137));
+            }
+            // waits for the end of all that has the pipe open
+            processes.close();
+        }
     }
 
     #[tokio::test]

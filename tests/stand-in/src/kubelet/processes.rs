@@ -10,6 +10,7 @@ use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use tokio::sync::oneshot;
 
@@ -32,14 +33,16 @@ struct State {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// A container's main process.
+/// A container's main process; none if it had ended before it could be held.
 #[derive(Debug)]
-pub(crate) struct Running(OwnedFd);
+pub(crate) struct Running(Option<OwnedFd>);
 
 impl Running {
     /// One that has ended meanwhile is no error: its end is on its way.
     pub(crate) fn signal(&self, signal: Signal) {
-        let _ended = pidfd_send_signal(&self.0, signal);
+        if let Some(process) = &self.0 {
+            let _ended = pidfd_send_signal(process, signal);
+        }
     }
 }
 
@@ -141,8 +144,11 @@ fn begin(output: &mut BufReader<PipeReader>) -> Result<Running, String> {
             continue;
         };
         let pid = pid.trim().parse().ok().and_then(Pid::from_raw).ok_or("no process id")?;
-        let opened = pidfd_open(pid, PidfdFlags::empty());
-        return opened.map(Running).map_err(|error| format!("its process has gone: {error}"));
+        return match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(process) => Ok(Running(Some(process))),
+            Err(Errno::SRCH) => Ok(Running(None)),
+            Err(error) => Err(error.to_string()),
+        };
     }
 }
 

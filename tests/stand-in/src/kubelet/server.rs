@@ -6,13 +6,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use http::{Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use percent_encoding::percent_decode_str;
 use rcgen::{CertificateParams, KeyPair};
@@ -62,7 +63,7 @@ pub(crate) async fn serve(world: Arc<World>, listener: TcpListener, acceptor: Tl
             let Ok(stream) = acceptor.accept(stream).await else { return };
             let service = service_fn(move |request| {
                 let answer = answer(&world, &request);
-                async move { Ok::<_, Infallible>(answer) }
+                async move { answer }
             });
             let connection = hyper::server::conn::http1::Builder::new();
             let _gone = connection.serve_connection(TokioIo::new(stream), service).await;
@@ -70,22 +71,17 @@ pub(crate) async fn serve(world: Arc<World>, listener: TcpListener, acceptor: Tl
     }
 }
 
-fn answer(world: &World, request: &Request<Incoming>) -> Response<Body> {
+/// An error breaks the connection.
+fn answer(world: &World, request: &Request<Incoming>) -> io::Result<Response<Body>> {
     let path: Vec<&str> = request.uri().path().trim_matches('/').split('/').collect();
     let query = Query::of(request.uri().query().unwrap_or_default());
     let (namespace, pod, container) = match path.as_slice() {
-        ["healthz"] => return text(StatusCode::OK, "ok"),
+        ["healthz"] => return Ok(text(StatusCode::OK, "ok")),
         ["containerLogs", namespace, pod, container] => (*namespace, *pod, *container),
-        _ => return text(StatusCode::NOT_FOUND, "404 page not found"),
+        _ => return Ok(text(StatusCode::NOT_FOUND, "404 page not found")),
     };
-    let on_lost_node = world.pod(namespace, pod).is_some_and(|pod| {
-        pod.spec
-            .as_ref()
-            .and_then(|spec| spec.node_name.as_ref())
-            .is_some_and(|node| world.is_lost(node))
-    });
-    if on_lost_node {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "the node is lost");
+    if world.pod(namespace, pod).is_some_and(|pod| is_lost(world, &pod)) {
+        return Err(io::Error::other("the node is lost"));
     }
     let key = [namespace, pod, container].map(str::to_owned);
     let Some(log) = world.logs.get(&key, query.previous) else {
@@ -96,11 +92,11 @@ fn answer(world: &World, request: &Request<Incoming>) -> Response<Body> {
                 "container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating"
             )
         };
-        return text(StatusCode::BAD_REQUEST, &why);
+        return Ok(text(StatusCode::BAD_REQUEST, &why));
     };
     let (now, seen) = log.read(&query.part);
     if !query.follow {
-        return Response::new(Full::new(now.into()).boxed());
+        return Ok(Response::new(Full::new(now.into()).boxed()));
     }
     let timestamps = query.part.timestamps;
     let later = stream::unfold((log, seen), move |(log, seen)| async move {
@@ -109,7 +105,12 @@ fn answer(world: &World, request: &Request<Incoming>) -> Response<Body> {
     });
     let all = stream::once(async { now }).chain(later);
     let frames = all.map(|bytes| Ok(Frame::data(Bytes::from(bytes))));
-    Response::new(BodyExt::boxed(StreamBody::new(Box::pin(frames).into_stream())))
+    Ok(Response::new(BodyExt::boxed(StreamBody::new(Box::pin(frames)))))
+}
+
+fn is_lost(world: &World, pod: &Pod) -> bool {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+    node.is_some_and(|node| world.is_lost(node))
 }
 
 fn text(status: StatusCode, text: &str) -> Response<Body> {

@@ -6,23 +6,28 @@ use k8s_openapi::api::core::v1::{
 };
 use kube::ResourceExt;
 
-/// Why not, in the scheduler's words after the number of nodes.
-pub(crate) fn refusal(pod: &Pod, volumes: &[&PersistentVolume], node: &Node) -> Option<String> {
+/// Why not, in the scheduler's words after the number of nodes. A lost node has the taint already
+/// that the node lifecycle controller gives it some seconds later.
+pub(crate) fn refusal(
+    pod: &Pod,
+    volumes: &[&PersistentVolume],
+    node: &Node,
+    lost: bool,
+) -> Option<String> {
     let spec = node.spec.as_ref();
     let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref());
     let tolerations = tolerations.unwrap_or_default();
     if spec.and_then(|spec| spec.unschedulable) == Some(true) {
-        let cordon = Taint {
-            key: "node.kubernetes.io/unschedulable".to_owned(),
-            effect: "NoSchedule".to_owned(),
-            ..Taint::default()
-        };
+        let cordon = taint("node.kubernetes.io/unschedulable");
         if !tolerations.iter().any(|toleration| tolerates(toleration, &cordon)) {
             return Some("node(s) were unschedulable".to_owned());
         }
     }
     let taints = spec.and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
-    for taint in taints.iter().filter(|taint| taint.effect != "PreferNoSchedule") {
+    let unreachable = lost.then(|| taint("node.kubernetes.io/unreachable"));
+    for taint in
+        taints.iter().chain(&unreachable).filter(|taint| taint.effect != "PreferNoSchedule")
+    {
         if !tolerations.iter().any(|toleration| tolerates(toleration, taint)) {
             let value = taint.value.as_deref().unwrap_or_default();
             return Some(format!("node(s) had untolerated taint {{{}: {value}}}", taint.key));
@@ -35,6 +40,10 @@ pub(crate) fn refusal(pod: &Pod, volumes: &[&PersistentVolume], node: &Node) -> 
         return Some("node(s) didn't match PersistentVolume's node affinity".to_owned());
     }
     None
+}
+
+fn taint(key: &str) -> Taint {
+    Taint { key: key.to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() }
 }
 
 /// Whether a volume can be mounted on a node.
@@ -122,7 +131,7 @@ mod tests {
 
     fn why(pod: &Value, volumes: &[&PersistentVolume]) -> Option<String> {
         let pod: Pod = from_value(json!({ "metadata": { "name": "p" }, "spec": pod })).unwrap();
-        refusal(&pod, volumes, &node())
+        refusal(&pod, volumes, &node(), false)
     }
 
     fn all() -> Value {

@@ -141,6 +141,7 @@ pub(crate) fn prime(
     annotations.insert(names::SPEC_DIGEST.to_owned(), digest.to_owned());
     if let Some(node) = claim.annotations().get(names::SELECTED_NODE) {
         annotations.insert(names::SELECTED_NODE.to_owned(), node.clone());
+        annotations.insert(names::MADE_FOR_NODE.to_owned(), node.clone());
     }
     PersistentVolumeClaim {
         metadata: ObjectMeta {

@@ -331,18 +331,15 @@ fn replace(seen: &Observed, message: &str) -> Decision {
 /// The prime PVC has no volume yet.
 fn provision(seen: &Observed, target: &Target, prime: &Prime) -> Decision {
     let waits = matches!(seen.class, Class::Dynamic { waits_for_consumer: true });
-    if waits && prime.selected_node != target.selected_node {
-        let message = match prime.selected_node {
-            // the provisioner takes it away when the node can have no volume
-            None => "no volume can be made for the chosen node; the scheduler must choose again",
-            Some(_) => "the scheduler chose another node",
-        };
-        if prime.selected_node.is_none() && target.selected_node.is_some() {
-            return Decision::new(Phase::Provisioning, message)
-                .warn("PopulatorNodeGivenUp")
-                .act(Action::UnselectNode);
-        }
-        return replace(seen, message);
+    if waits && prime.made_for_node != target.selected_node {
+        return replace(seen, "the scheduler chose another node");
+    }
+    if waits && prime.selected_node.is_none() {
+        // the provisioner takes it away when the node can have no volume
+        let message = "no volume can be made for the chosen node; the scheduler must choose again";
+        return Decision::new(Phase::Provisioning, message)
+            .warn("PopulatorNodeGivenUp")
+            .act(Action::UnselectNode);
     }
     match &seen.warning {
         None => {
@@ -432,13 +429,16 @@ fn under_way(seen: &Observed, worker: &Worker, created: Notice) -> Decision {
         None => Decision::new(Phase::Populating, words::progress(worker)),
     };
     decision.notices.insert(0, created);
-    if let Some(ended) = &worker.ended
-        && !ended.is_success()
-    {
-        decision.notices.push(retrying(worker, ended));
+    if let Some(ended) = &worker.ended {
+        let newest = worker.pod.as_ref().is_some_and(|pod| pod.name == ended.pod);
+        match newest {
+            // whether there will be another is for the Job controller to say
+            true => decision.message = words::between(ended),
+            false => decision.notices.push(retrying(worker, ended)),
+        }
     }
     if let Some(quarter) =
-        words::percent(worker).map(|percent| percent / 25 * 25).filter(|it| *it > 0)
+        words::percent(worker).map(|percent| percent / 25 * 25).filter(|it| (25..100).contains(it))
     {
         decision.notices.push(Notice {
             warning: false,
@@ -459,11 +459,5 @@ fn retrying(worker: &Worker, ended: &Ended) -> Notice {
         message: words::retrying(worker, ended),
         key: ended.pod.clone(),
         happened: ended.time.or(worker.created),
-    }
-}
-
-impl Ended {
-    fn is_success(&self) -> bool {
-        self.code == Some(0)
     }
 }

@@ -8,6 +8,9 @@ pub(crate) const CLAIM_UID: &str = "storage.alibabacloud.com/pvc-uid";
 pub(crate) const CLAIM: &str = "storage.alibabacloud.com/pvc";
 /// On the prime PVC, as annotation: digest of the spec by which its volume is filled.
 pub(crate) const SPEC_DIGEST: &str = "storage.alibabacloud.com/spec-digest";
+/// On the prime PVC, as annotation: the node that its volume is made for. The provisioner takes
+/// [`SELECTED_NODE`] away when that node can have none; this one stays.
+pub(crate) const MADE_FOR_NODE: &str = "storage.alibabacloud.com/made-for-node";
 /// On the prime PVC, as annotation: how the population failed for good, as JSON.
 pub(crate) const FAILURE: &str = "storage.alibabacloud.com/failure";
 /// On the Job, as annotation: the UID of the prime PVC whose volume it fills.

@@ -90,6 +90,8 @@ pub(crate) struct Prime {
     pub(crate) phase: PrimePhase,
     pub(crate) volume: Option<String>,
     pub(crate) selected_node: Option<String>,
+    /// The node that its volume was asked for.
+    pub(crate) made_for_node: Option<String>,
     /// Digest of the spec it was made for.
     pub(crate) digest: String,
     /// How the population failed for good.
@@ -233,6 +235,7 @@ impl Prime {
             },
             volume: spec.volume_name.filter(|name| !name.is_empty()),
             selected_node: annotations.get(names::SELECTED_NODE).cloned(),
+            made_for_node: annotations.get(names::MADE_FOR_NODE).cloned(),
             digest: annotations.get(names::SPEC_DIGEST).cloned().unwrap_or_default(),
             failure: annotations
                 .get(names::FAILURE)

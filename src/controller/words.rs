@@ -137,6 +137,14 @@ pub(crate) fn retrying(worker: &Worker, ended: &Ended) -> String {
     format!("trying again{tries}: {}", ended_as(ended))
 }
 
+/// The newest worker Pod has ended, and what follows is not known yet.
+pub(crate) fn between(ended: &Ended) -> String {
+    match ended.code {
+        Some(0) => "the worker has filled the volume".to_owned(),
+        _ => format!("a worker has failed: {}", ended_as(ended)),
+    }
+}
+
 /// A failure for good, and what ends it.
 pub(crate) fn failed(failure: &Failure) -> String {
     failure.message.clone()

@@ -1,6 +1,6 @@
 //! A namespace of a test's own, with an OSS server behind it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -214,6 +214,16 @@ impl Case {
         events.into_iter().map(text).collect()
     }
 
+    /// The reasons of events about the claim; progress may or may not have been seen.
+    pub async fn reasons(&self, claim: &str) -> BTreeSet<String> {
+        let events = self.events("PersistentVolumeClaim", claim).await;
+        let reason = |event: &String| event.split(':').next().unwrap().to_owned();
+        let reasons: Vec<String> = events.iter().map(reason).collect();
+        let set: BTreeSet<String> = reasons.iter().cloned().collect();
+        assert_eq!(set.len(), reasons.len(), "told twice: {events:?}");
+        set.into_iter().filter(|reason| reason != "PopulatorProgress").collect()
+    }
+
     /// Waits for an event of the controller on the claim that has all of `parts`, and on the
     /// resource too; its text.
     pub async fn event(&self, claim: &str, source: Option<&str>, parts: &[&str]) -> String {
@@ -241,7 +251,8 @@ impl Case {
     where
         K: Clone + DeserializeOwned + Debug,
     {
-        api.delete(name, &DeleteParams::default()).await.unwrap();
+        // as kubectl does: a Job's Pods go too
+        api.delete(name, &DeleteParams::background()).await.unwrap();
     }
 
     pub async fn gone<K>(&self, api: &Api<K>, name: &str)

@@ -1,5 +1,7 @@
 //! From a claim to a filled volume.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
@@ -21,9 +23,10 @@ fn a_claim_of_an_immediate_class_is_filled_and_bound_and_nothing_is_left() {
         case.filled("data").await;
 
         let events = case.events("PersistentVolumeClaim", "data").await;
-        let reasons: Vec<&str> = events.iter().map(|it| it.split(':').next().unwrap()).collect();
-        assert_eq!(reasons, ["PopulatorCreated", "PopulatorFinished"], "{events:?}");
-        assert!(events[1].contains("Populated successfully: 5 objects, 10.00 kB"), "{events:?}");
+        let told = BTreeSet::from(["PopulatorCreated", "PopulatorFinished"].map(str::to_owned));
+        assert_eq!(case.reasons("data").await, told);
+        let finished = "Populated successfully: 5 objects, 10.00 kB";
+        assert!(events.iter().any(|it| it.contains(finished)), "{events:?}");
         assert_eq!(case.events("OSSVolumePopulator", "models").await, events);
 
         let entry = case.entry("data", "there", |_| true).await;
@@ -131,16 +134,12 @@ fn a_generic_ephemeral_volume_is_filled_for_its_pod_and_goes_with_it() {
 }
 
 #[test]
-fn claims_of_every_access_mode_are_filled() {
+fn a_claim_for_a_single_pod_is_filled() {
     shared(|world| async move {
-        let case = Case::new(&world, "modes").await;
+        let case = Case::new(&world, "single").await;
         case.source("models", case.spec(json!({}))).await;
-        for (name, mode) in [("many", "ReadWriteMany"), ("pod", "ReadWriteOncePod")] {
-            case.claim(name, "models", "immediate", json!({"accessModes": [mode]})).await;
-        }
-        for name in ["many", "pod"] {
-            case.filled(name).await;
-        }
+        case.claim("data", "models", "immediate", json!({"accessModes": ["ReadWriteOncePod"]})).await;
+        case.filled("data").await;
     });
 }
 
@@ -279,8 +278,9 @@ fn progress_is_shown_while_the_worker_runs() {
         assert_eq!(entry.pod_name, Some(pod));
         case.event("data", Some("models"), &["PopulatorProgress: 60%", "6.00 kB of 10.00 kB"]).await;
         let described = world.kubectl(&["-n", &case.namespace, "describe", "ossvp", "models"]);
-        assert!(described.contains("Progress:  60%"), "{described}");
         println!("{described}");
+        let words: Vec<&str> = described.split_whitespace().collect();
+        assert!(words.windows(2).any(|pair| pair == ["Progress:", "60%"]), "{described}");
         let row = world.kubectl(&["-n", &case.namespace, "get", "ossvp", "models"]);
         for column in ["MODE", "BUCKET", "PATH", "PHASE", "PROGRESS", "AGE", "generic", "/data/", "Populating", "60%"] {
             assert!(row.contains(column), "{column} in {row}");

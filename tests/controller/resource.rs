@@ -84,8 +84,6 @@ fn the_documents_yaml_applies_unchanged() {
             assert!(ok && !said.contains("arning"), "{said}");
         }
         let secret = BATCH_WORKFLOW.split("    rrsaConfigs").next().unwrap().to_owned();
-        let (ok, said) = apply(&world, &case.namespace, &format!("{secret}    secretRef: oss-secret\n"));
-        assert!(!ok, "a role and a Secret at once: {said}");
         world.kubectl(&["-n", &case.namespace, "delete", "ossvp", "generic-demo"]);
         let (ok, said) = apply(&world, &case.namespace, &format!("{secret}    secretRef: oss-secret\n"));
         assert!(ok && !said.contains("arning"), "{said}");
@@ -137,7 +135,7 @@ fn the_manifests_are_accepted_by_the_api_server() {
         for (n, more) in [
             &[][..],
             &["--", "--feature-gates=VolumePopulatorPodHandler=false"],
-            &["--namespace=populators", "--", "--namespace=populators", "--require-grant"],
+            &["--namespace=ack-volume-populator", "--", "--require-grant"],
             &["--", "--worker-security=root-no-caps"],
         ]
         .into_iter()

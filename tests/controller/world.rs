@@ -73,18 +73,13 @@ impl World {
         let plane = ControlPlane::start().unwrap();
         let client = client(&plane.kubeconfig());
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let _in_runtime = RUNTIME.enter();
-        let stand_in = RUNTIME
-            .block_on(StandIn::start(
-                client.clone(),
-                Options::new()
-                    .provisioner(PROVISIONER)
-                    .node(NodeSpec::named("node-a").label("zone", "a"))
-                    .node(NodeSpec::named("node-b").label("zone", "b"))
-                    .image(IMAGE, Image::program(env!("CARGO_BIN_EXE_ossvp")).user(65532))
-                    .image("busybox", Image::shell()),
-            ))
-            .unwrap();
+        let options = Options::new()
+            .provisioner(PROVISIONER)
+            .node(NodeSpec::named("node-a").label("zone", "a"))
+            .node(NodeSpec::named("node-b").label("zone", "b"))
+            .image(IMAGE, Image::program(env!("CARGO_BIN_EXE_ossvp")).user(65532))
+            .image("busybox", Image::shell());
+        let stand_in = StandIn::start_alone(&plane.kubeconfig(), options).unwrap();
         let mut world = Self {
             kubeconfig: PathBuf::new(),
             plane,
@@ -194,11 +189,6 @@ impl World {
         let mut controllers = self.controllers.lock().unwrap();
         let log = self.plane.folder().join(format!("controller-{}.log", controllers.len()));
         controllers.push(Controller::start(&self.kubeconfig, &self.flags, &[], log));
-    }
-
-    /// Ends all controllers, by SIGKILL.
-    pub fn kill_controllers(&self) {
-        self.controllers.lock().unwrap().clear();
     }
 
     pub fn controller_log(&self) -> String {

@@ -141,6 +141,18 @@ impl Decision {
         self.notices.push(notice);
         self
     }
+
+    /// Deletes the Job, then the prime PVC, each after the other is gone; `last` is done when
+    /// neither is left.
+    fn tear_down(self, seen: &Observed, last: Option<Action>) -> Self {
+        match (&seen.worker, &seen.prime) {
+            (Some(worker), _) if worker.deleting => self.look_again(),
+            (Some(_), _) => self.act(Action::DeleteJob),
+            (None, Some(prime)) if prime.deleting => self.look_again(),
+            (None, Some(_)) => self.act(Action::DeletePrime),
+            (None, None) => Self { action: last, ..self },
+        }
+    }
 }
 
 /// What to do next about one claim.
@@ -148,26 +160,15 @@ pub(crate) fn decide(seen: &Observed, now: Timestamp) -> Decision {
     let Some(target) = &seen.target else {
         let gone =
             Decision::new(Phase::Deleting, "the claim is gone; removing what was made for it");
-        return tear_down(seen, gone).unwrap_or_else(|gone| gone);
+        return gone.tear_down(seen, None);
     };
     if let Some(since) = target.deleting {
         return clean_up(seen, target, since, now);
     }
-    match &target.volume {
+    // a claim may name the prime PVC's volume by itself; it gets it when it is filled, as any other
+    match target.volume.as_deref().filter(|volume| !is_primes(seen, volume)) {
         Some(volume) => hand_over(seen, target, volume, now),
         None => fill(seen, target, now),
-    }
-}
-
-/// Deletes the Job, then the prime PVC, each after the other is gone; `Err` gives `decision` back
-/// when neither is left.
-fn tear_down(seen: &Observed, decision: Decision) -> Result<Decision, Decision> {
-    match (&seen.worker, &seen.prime) {
-        (Some(worker), _) if !worker.deleting => Ok(decision.act(Action::DeleteJob)),
-        (Some(_), _) => Ok(decision.look_again()),
-        (None, Some(prime)) if !prime.deleting => Ok(decision.act(Action::DeletePrime)),
-        (None, Some(_)) => Ok(decision.look_again()),
-        (None, None) => Err(decision),
     }
 }
 
@@ -182,10 +183,7 @@ fn clean_up(seen: &Observed, target: &Target, since: Timestamp, now: Timestamp) 
     if now.duration_since(since).unsigned_abs() > CLEANUP_STICKS && left != "nothing" {
         decision = decision.warn("PopulatorCleanupStuck");
     }
-    tear_down(seen, decision).unwrap_or_else(|decision| match target.finalizer {
-        true => decision.act(Action::RemoveFinalizer),
-        false => decision,
-    })
+    decision.tear_down(seen, target.finalizer.then_some(Action::RemoveFinalizer))
 }
 
 /// The claim has a volume: ours, if all went well, and then only the scaffolding is left to remove.
@@ -193,13 +191,22 @@ fn hand_over(seen: &Observed, target: &Target, volume: &str, now: Timestamp) -> 
     if !target.finalizer && seen.prime.is_none() && seen.worker.is_none() {
         return Decision::new(Phase::Finished, words::BOUND);
     }
-    let ours = seen.prime.as_ref().is_none_or(|prime| prime.volume.as_deref() == Some(volume));
-    if ours && !is_targets(seen.volume.as_ref(), target) {
-        // the binder writes the claim's side after the volume's: what we see is on its way
-        return Decision::new(Phase::Rebinding, "the volume is being bound to the claim")
-            .look_again();
+    if target.lost {
+        let message = format!(
+            "volume {volume} is lost, and the claim with it; delete the claim, and make it anew"
+        );
+        return Decision::new(Phase::Failed, message).warn("PopulatorVolumeLost");
     }
-    if !target.bound {
+    let named = seen.volume.as_ref().filter(|seen| seen.name == volume);
+    let primes = seen.prime.as_ref().and_then(|prime| prime.volume.as_deref());
+    let ours = primes == Some(volume) || named.is_some_and(|named| named.populated);
+    let claimed = is_targets(named, target);
+    if !target.bound && !claimed {
+        let message = format!("the claim names volume {volume}, which is not bound to it yet");
+        return Decision::new(Phase::Waiting, message).warn("PopulatorNotUsed").look_again();
+    }
+    if !target.bound || ours && !claimed {
+        // the binder writes the claim's side after the volume's: what we see is on its way
         return Decision::new(Phase::Rebinding, "the volume is being bound to the claim")
             .look_again();
     }
@@ -220,14 +227,16 @@ fn hand_over(seen: &Observed, target: &Target, volume: &str, now: Timestamp) -> 
             Decision::new(Phase::Finished, message).warn("PopulatorNotUsed")
         }
     };
-    tear_down(seen, finished).unwrap_or_else(|finished| match target.finalizer {
-        true => finished.act(Action::RemoveFinalizer),
-        false => finished,
-    })
+    finished.tear_down(seen, target.finalizer.then_some(Action::RemoveFinalizer))
 }
 
 fn is_targets(volume: Option<&Volume>, target: &Target) -> bool {
     volume.is_some_and(|volume| volume.claim.as_deref() == Some(&target.uid))
+}
+
+fn is_primes(seen: &Observed, name: &str) -> bool {
+    let (Some(prime), Some(volume)) = (&seen.prime, &seen.volume) else { return false };
+    volume.name == name && volume.claim.as_deref() == Some(&prime.uid)
 }
 
 /// The claim has no volume yet.
@@ -254,7 +263,9 @@ fn fill(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
             return replace(seen, "the credentials were changed; filling a fresh volume");
         }
     }
-    if prime.phase == PrimePhase::Lost {
+    // while the prime PVC is bound to it, a volume that someone deletes stays, but for nothing
+    let going = |volume: &Volume| volume.deleting && volume.claim.as_deref() == Some(&prime.uid);
+    if prime.phase == PrimePhase::Lost || seen.volume.as_ref().is_some_and(going) {
         return replace(seen, "the volume is lost; filling a fresh one");
     }
     if !target.finalizer {
@@ -324,25 +335,26 @@ fn begin(seen: &Observed, target: &Target) -> Decision {
 
 /// Removes Job and prime PVC, so that the next pass begins anew.
 fn replace(seen: &Observed, message: &str) -> Decision {
-    let decision = Decision::new(Phase::Provisioning, message).warn("PopulatorReplaced");
-    tear_down(seen, decision).unwrap_or_else(|decision| decision)
+    Decision::new(Phase::Provisioning, message).warn("PopulatorReplaced").tear_down(seen, None)
 }
 
 /// The prime PVC has no volume yet.
 fn provision(seen: &Observed, target: &Target, prime: &Prime) -> Decision {
     let waits = matches!(seen.class, Class::Dynamic { waits_for_consumer: true });
-    if waits && prime.selected_node != target.selected_node {
-        let message = match prime.selected_node {
-            // the provisioner takes it away when the node can have no volume
-            None => "no volume can be made for the chosen node; the scheduler must choose again",
-            Some(_) => "the scheduler chose another node",
-        };
-        if prime.selected_node.is_none() && target.selected_node.is_some() {
+    match (&prime.selected_node, &target.selected_node) {
+        _ if !waits => {}
+        // the provisioner takes it away when the node can have no volume
+        (None, Some(_)) => {
+            let message =
+                "no volume can be made for the chosen node; the scheduler must choose again";
             return Decision::new(Phase::Provisioning, message)
                 .warn("PopulatorNodeGivenUp")
                 .act(Action::UnselectNode);
         }
-        return replace(seen, message);
+        // so that the next choice is not taken for the one that was given up
+        (None, None) => return replace(seen, "no volume could be made for the chosen node"),
+        (Some(made_for), Some(chosen)) if made_for == chosen => {}
+        (Some(_), _) => return replace(seen, "the scheduler chose another node"),
     }
     match &seen.warning {
         None => {

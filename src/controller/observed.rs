@@ -43,6 +43,8 @@ pub(crate) struct Target {
     pub(crate) volume: Option<String>,
     /// Whether the PV controller says that it is bound.
     pub(crate) bound: bool,
+    /// Whether it says that the volume is gone, or another's.
+    pub(crate) lost: bool,
     pub(crate) selected_node: Option<String>,
     /// `volumeMode: Block`.
     pub(crate) block: bool,
@@ -129,6 +131,8 @@ pub(crate) struct Volume {
     /// Whether its phase is Bound.
     pub(crate) bound: bool,
     pub(crate) deleting: bool,
+    /// Whether it was handed over by us once.
+    pub(crate) populated: bool,
     pub(crate) resource_version: String,
 }
 
@@ -194,6 +198,7 @@ impl Target {
             finalizer: claim.finalizers().iter().any(|it| it == names::FINALIZER),
             volume: spec.volume_name.filter(|name| !name.is_empty()),
             bound: phase(claim) == "Bound",
+            lost: phase(claim) == "Lost",
             selected_node: claim.annotations().get(names::SELECTED_NODE).cloned(),
             block: spec.volume_mode.as_deref() == Some("Block"),
         }
@@ -250,6 +255,7 @@ impl Volume {
             claim: claim.and_then(|claim| claim.uid.clone()),
             bound: phase == Some("Bound"),
             deleting: volume.metadata.deletion_timestamp.is_some(),
+            populated: volume.annotations().contains_key(names::POPULATED_FROM),
             resource_version: volume.resource_version().unwrap_or_default(),
         }
     }

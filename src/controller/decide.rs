@@ -27,6 +27,11 @@ use super::observed::{
 };
 use super::words;
 
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
 /// How often something is looked at again that makes no events: progress, warnings of others.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long after the deletion of a claim it is said what holds it.

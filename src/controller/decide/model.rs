@@ -45,14 +45,14 @@ const ACTIONS: usize = 40;
 
 fn a_move() -> impl Strategy<Value = Move> {
     use Move::{
-        BindStatic, DeleteClaim, DeleteJob, DeletePod, DeletePrime, DeleteSource, DeleteVolume,
-        DropFinalizer, EndPod, GiveUpNode, LoseVolume, MakeClass, NameVolume, Protect, Provision,
-        Refuse, RotateSecret, SelectNode, SyncClaim, SyncJob, SyncPrime, SyncVolumes, TakeVolume,
-        WriteSource,
+        BindStatic, Collect, DeleteClaim, DeleteJob, DeletePod, DeletePrime, DeleteSource,
+        DeleteVolume, DropFinalizer, EndPod, GiveUpNode, LoseVolume, MakeClass, NameVolume,
+        Protect, Provision, Refuse, RotateSecret, SelectNode, SyncClaim, SyncJob, SyncPrime,
+        SyncVolumes, TakeVolume, WriteSource,
     };
     prop_oneof![
         30 => proptest::sample::select(vec![Provision, SyncPrime, SyncPrime, SyncPrime, SyncClaim,
-            SyncVolumes, SyncJob, SyncJob, SyncJob, Protect, MakeClass]),
+            SyncVolumes, SyncJob, SyncJob, SyncJob, Protect, Collect, MakeClass]),
         10 => proptest::sample::select(vec![0, 0, 0, 1, 3, 4, 5, 6, 7, 8, 130, 137, 143]).prop_map(EndPod),
         4 => (0u8..3).prop_map(SelectNode),
         2 => Just(GiveUpNode),

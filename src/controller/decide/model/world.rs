@@ -55,8 +55,10 @@ pub(super) enum Move {
     SyncJob,
     /// The worker's exit code.
     EndPod(i32),
-    /// Foreground deletion, garbage collection and protection of volumes in use.
+    /// Foreground deletion, and protection of volumes in use.
     Protect,
+    /// Garbage collection, which takes its time.
+    Collect,
 }
 
 /// What a volume holds, by the spec that it was filled by.

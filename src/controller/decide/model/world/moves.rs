@@ -89,6 +89,14 @@ impl World {
             Move::SyncJob => self.sync_job(),
             Move::EndPod(code) => self.end_pod(code),
             Move::Protect => self.protect(),
+            Move::Collect => {
+                let owner = self.prime().map(|prime| prime.uid.clone());
+                if let Some(job) =
+                    self.job.as_mut().filter(|job| Some(&job.prime) != owner.as_ref())
+                {
+                    job.deleting = true;
+                }
+            }
             Move::DeleteClaim | Move::DeletePrime | Move::PrimeAgain | Move::JobAgain => {}
         }
     }
@@ -105,6 +113,7 @@ impl World {
         if self.bad_node && self.prime().is_some_and(on_bad) {
             self.happen(Move::GiveUpNode);
         }
+        let before = self.clone();
         for happens in [
             Move::Provision,
             Move::SyncPrime,
@@ -115,6 +124,9 @@ impl World {
             Move::Protect,
         ] {
             self.happen(happens);
+        }
+        if *self == before {
+            self.happen(Move::Collect);
         }
     }
 
@@ -283,11 +295,9 @@ impl World {
     }
 
     fn protect(&mut self) {
-        let owner = self.prime().map(|prime| prime.uid.clone());
         match &mut self.job {
             Some(job) if job.deleting && job.pod.is_some() => job.pod = None,
             Some(job) if job.deleting => self.job = None,
-            Some(job) if owner.as_ref() != Some(&job.prime) => job.deleting = true,
             _ => {}
         }
         let runs = |job: &Worker| job.pod.as_ref().is_some_and(|pod| pod.running);

@@ -2,7 +2,7 @@
 //! fails it when someone else was faster, and the next pass sees what they did.
 
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{
     Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
 };
@@ -83,6 +83,20 @@ pub(super) async fn apply(
             let patch = build::rebind(volume, target()?, &seen.source_name);
             let volumes = Api::<PersistentVolume>::all(client.clone());
             patched(&volumes, volume, patch).await.map_err(failed)
+        }
+        Action::DeletePods(strays) => {
+            let pods = Api::<Pod>::namespaced(client.clone(), here);
+            for stray in strays {
+                let how = DeleteParams {
+                    preconditions: Some(Preconditions {
+                        uid: Some(stray.uid.clone()),
+                        resource_version: None,
+                    }),
+                    ..DeleteParams::default()
+                };
+                unless_gone(pods.delete(&stray.name, &how).await.map(drop)).map_err(failed)?;
+            }
+            Ok(())
         }
         Action::DeleteJob => {
             let Some(job) = seen.job.as_deref() else { return Ok(()) };

@@ -61,6 +61,14 @@ pub(crate) fn arguments(
     };
     let generic = spec.generic.clone().unwrap_or_default();
     let bucket = spec.bucket.parse().map_err(|error| invalid("bucket", &error))?;
+    for (field, globs) in
+        [("generic.include", &generic.include), ("generic.exclude", &generic.exclude)]
+    {
+        globs
+            .iter()
+            .try_for_each(|glob| check_glob(glob))
+            .map_err(|error| invalid(field, &error))?;
+    }
     let part_size = generic.part_size.as_deref().map(str::parse).transpose();
     let throughput = generic.throughput.map(|rate| rate.to_string().parse()).transpose();
     Ok(PopulateArgs {
@@ -109,6 +117,14 @@ pub(crate) fn arguments(
         report: None,
         progress: ProgressStyle::Json,
     })
+}
+
+/// A newline would make two of it, and a NUL no argument at all.
+fn check_glob(glob: &str) -> Result<(), String> {
+    if glob.contains(['\n', '\0']) {
+        return Err(format!("{glob:?}: neither newlines nor NULs"));
+    }
+    globset::Glob::new(glob).map(drop).map_err(|error| error.to_string())
 }
 
 /// What tells one spec from another: 32 hex digits.
@@ -305,7 +321,7 @@ fn pod(
         containers: vec![Container {
             name: names::CONTAINER.to_owned(),
             image: Some(worker.image.clone()),
-            args: Some(handoff::argv(args)),
+            args: Some(handoff::argv(args).iter().map(|arg| literal(arg)).collect()),
             env: Some(environment(generic, access, worker)),
             resources: Some(generic.resources.clone().unwrap_or_else(resources)),
             volume_mounts: Some(mounts),
@@ -344,6 +360,12 @@ fn pod(
     }
 }
 
+/// What the kubelet makes `text` of: it would put the value of a variable, such as the key's secret,
+/// where a path says `$(OSS_ACCESS_KEY_SECRET)`.
+fn literal(text: &str) -> String {
+    text.replace('$', "$$")
+}
+
 fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
     VolumeMount {
         name: name.to_owned(),
@@ -375,7 +397,7 @@ fn resources() -> ResourceRequirements {
 fn environment(generic: &Generic, access: &Access, worker: &WorkerSettings) -> Vec<EnvVar> {
     let value = |name: &str, value: &str| EnvVar {
         name: name.to_owned(),
-        value: Some(value.to_owned()),
+        value: Some(literal(value)),
         value_from: None,
     };
     // the node's own role is not the resource's to use
@@ -448,3 +470,6 @@ pub(crate) fn rebind(
 pub(crate) fn pointer(annotation: &str) -> String {
     format!("/metadata/annotations/{}", annotation.replace('~', "~0").replace('/', "~1"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,9 +23,15 @@ use k8s_openapi::jiff::Timestamp;
 use super::crd::Phase;
 use super::names;
 use super::observed::{
-    Class, Ended, Failure, Observed, Prime, PrimePhase, Source, Target, Volume, Worker, WorkerState,
+    Class, Ended, Failure, Observed, Prime, PrimePhase, Source, Stray, Target, Volume, Worker,
+    WorkerState,
 };
 use super::words;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
 
 /// How often something is looked at again that makes no events: progress, warnings of others.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -43,6 +49,8 @@ pub(crate) enum Action {
     UnselectNode,
     /// The worker.
     CreateJob,
+    /// Pods of a Job that someone deleted: nothing may write to the volume unseen.
+    DeletePods(Vec<Stray>),
     /// Notes on the prime PVC that the population failed for good.
     RecordFailure(Failure),
     /// The filled volume becomes the claim's: the one step that hands data over.
@@ -61,6 +69,7 @@ impl Action {
             Self::CreatePrime => "CreatePrime",
             Self::UnselectNode => "UnselectNode",
             Self::CreateJob => "CreateJob",
+            Self::DeletePods(_) => "DeletePods",
             Self::RecordFailure(_) => "RecordFailure",
             Self::Rebind => "Rebind",
             Self::DeleteJob => "DeleteJob",
@@ -79,6 +88,7 @@ impl Action {
             Self::Rebind => ("PopulatorRebindError", "the filled volume cannot be handed over"),
             Self::AddFinalizer
             | Self::UnselectNode
+            | Self::DeletePods(_)
             | Self::RecordFailure(_)
             | Self::DeleteJob
             | Self::DeletePrime
@@ -141,6 +151,28 @@ impl Decision {
         self.notices.push(notice);
         self
     }
+
+    /// Deletes Pods that are not being deleted yet, and waits until they are gone.
+    fn remove(self, strays: &[Stray]) -> Self {
+        let left: Vec<Stray> = strays.iter().filter(|stray| !stray.deleting).cloned().collect();
+        match left.is_empty() {
+            true => self.look_again(),
+            false => self.act(Action::DeletePods(left)),
+        }
+    }
+
+    /// Deletes the Job, then the prime PVC, each after the other is gone; `last` is done when
+    /// neither is left.
+    fn tear_down(self, seen: &Observed, last: Option<Action>) -> Self {
+        match (&seen.worker, &seen.prime) {
+            (Some(worker), _) if worker.deleting => self.look_again(),
+            (Some(_), _) => self.act(Action::DeleteJob),
+            _ if !seen.strays.is_empty() => self.remove(&seen.strays),
+            (None, Some(prime)) if prime.deleting => self.look_again(),
+            (None, Some(_)) => self.act(Action::DeletePrime),
+            (None, None) => Self { action: last, ..self },
+        }
+    }
 }
 
 /// What to do next about one claim.
@@ -148,31 +180,21 @@ pub(crate) fn decide(seen: &Observed, now: Timestamp) -> Decision {
     let Some(target) = &seen.target else {
         let gone =
             Decision::new(Phase::Deleting, "the claim is gone; removing what was made for it");
-        return tear_down(seen, gone).unwrap_or_else(|gone| gone);
+        return gone.tear_down(seen, None);
     };
     if let Some(since) = target.deleting {
         return clean_up(seen, target, since, now);
     }
-    match &target.volume {
+    // a claim may name the prime PVC's volume by itself; it gets it when it is filled, as any other
+    match target.volume.as_deref().filter(|volume| !is_primes(seen, volume)) {
         Some(volume) => hand_over(seen, target, volume, now),
         None => fill(seen, target, now),
     }
 }
 
-/// Deletes the Job, then the prime PVC, each after the other is gone; `Err` gives `decision` back
-/// when neither is left.
-fn tear_down(seen: &Observed, decision: Decision) -> Result<Decision, Decision> {
-    match (&seen.worker, &seen.prime) {
-        (Some(worker), _) if !worker.deleting => Ok(decision.act(Action::DeleteJob)),
-        (Some(_), _) => Ok(decision.look_again()),
-        (None, Some(prime)) if !prime.deleting => Ok(decision.act(Action::DeletePrime)),
-        (None, Some(_)) => Ok(decision.look_again()),
-        (None, None) => Err(decision),
-    }
-}
-
 fn clean_up(seen: &Observed, target: &Target, since: Timestamp, now: Timestamp) -> Decision {
     let left = match (&seen.worker, &seen.prime) {
+        (None, _) if !seen.strays.is_empty() => "its worker's Pods",
         (Some(_), _) => "its worker",
         (None, Some(_)) => "its prime PVC",
         (None, None) => "nothing",
@@ -182,10 +204,7 @@ fn clean_up(seen: &Observed, target: &Target, since: Timestamp, now: Timestamp) 
     if now.duration_since(since).unsigned_abs() > CLEANUP_STICKS && left != "nothing" {
         decision = decision.warn("PopulatorCleanupStuck");
     }
-    tear_down(seen, decision).unwrap_or_else(|decision| match target.finalizer {
-        true => decision.act(Action::RemoveFinalizer),
-        false => decision,
-    })
+    decision.tear_down(seen, target.finalizer.then_some(Action::RemoveFinalizer))
 }
 
 /// The claim has a volume: ours, if all went well, and then only the scaffolding is left to remove.
@@ -193,13 +212,22 @@ fn hand_over(seen: &Observed, target: &Target, volume: &str, now: Timestamp) -> 
     if !target.finalizer && seen.prime.is_none() && seen.worker.is_none() {
         return Decision::new(Phase::Finished, words::BOUND);
     }
-    let ours = seen.prime.as_ref().is_none_or(|prime| prime.volume.as_deref() == Some(volume));
-    if ours && !is_targets(seen.volume.as_ref(), target) {
-        // the binder writes the claim's side after the volume's: what we see is on its way
-        return Decision::new(Phase::Rebinding, "the volume is being bound to the claim")
-            .look_again();
+    if target.lost {
+        let message = format!(
+            "volume {volume} is lost, and the claim with it; delete the claim, and make it anew"
+        );
+        return Decision::new(Phase::Failed, message).warn("PopulatorVolumeLost");
     }
-    if !target.bound {
+    let named = seen.volume.as_ref().filter(|seen| seen.name == volume);
+    let primes = seen.prime.as_ref().and_then(|prime| prime.volume.as_deref());
+    let ours = primes == Some(volume) || named.is_some_and(|named| named.populated);
+    let claimed = is_targets(named, target);
+    if !target.bound && !claimed {
+        let message = format!("the claim names volume {volume}, which is not bound to it yet");
+        return Decision::new(Phase::Waiting, message).warn("PopulatorNotUsed").look_again();
+    }
+    if !target.bound || ours && !claimed {
+        // the binder writes the claim's side after the volume's: what we see is on its way
         return Decision::new(Phase::Rebinding, "the volume is being bound to the claim")
             .look_again();
     }
@@ -220,14 +248,16 @@ fn hand_over(seen: &Observed, target: &Target, volume: &str, now: Timestamp) -> 
             Decision::new(Phase::Finished, message).warn("PopulatorNotUsed")
         }
     };
-    tear_down(seen, finished).unwrap_or_else(|finished| match target.finalizer {
-        true => finished.act(Action::RemoveFinalizer),
-        false => finished,
-    })
+    finished.tear_down(seen, target.finalizer.then_some(Action::RemoveFinalizer))
 }
 
 fn is_targets(volume: Option<&Volume>, target: &Target) -> bool {
     volume.is_some_and(|volume| volume.claim.as_deref() == Some(&target.uid))
+}
+
+fn is_primes(seen: &Observed, name: &str) -> bool {
+    let (Some(prime), Some(volume)) = (&seen.prime, &seen.volume) else { return false };
+    volume.name == name && volume.claim.as_deref() == Some(&prime.uid)
 }
 
 /// The claim has no volume yet.
@@ -254,7 +284,9 @@ fn fill(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
             return replace(seen, "the credentials were changed; filling a fresh volume");
         }
     }
-    if prime.phase == PrimePhase::Lost {
+    // while the prime PVC is bound to it, a volume that someone deletes stays, but for nothing
+    let going = |volume: &Volume| volume.deleting && volume.claim.as_deref() == Some(&prime.uid);
+    if prime.phase == PrimePhase::Lost || seen.volume.as_ref().is_some_and(going) {
         return replace(seen, "the volume is lost; filling a fresh one");
     }
     if !target.finalizer {
@@ -324,8 +356,7 @@ fn begin(seen: &Observed, target: &Target) -> Decision {
 
 /// Removes Job and prime PVC, so that the next pass begins anew.
 fn replace(seen: &Observed, message: &str) -> Decision {
-    let decision = Decision::new(Phase::Provisioning, message).warn("PopulatorReplaced");
-    tear_down(seen, decision).unwrap_or_else(|decision| decision)
+    Decision::new(Phase::Provisioning, message).warn("PopulatorReplaced").tear_down(seen, None)
 }
 
 /// The prime PVC has no volume yet.
@@ -360,6 +391,10 @@ fn populate(
     volume: &Volume,
     now: Timestamp,
 ) -> Decision {
+    if !seen.strays.is_empty() {
+        let message = "removing Pods of a worker that was deleted";
+        return Decision::new(Phase::Populating, message).remove(&seen.strays);
+    }
     let Some(worker) = &seen.worker else {
         return match &seen.source {
             Source::Usable { .. } => {

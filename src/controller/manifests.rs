@@ -138,6 +138,8 @@ fn rights(namespace: &str, args: &ControllerArgs) -> Vec<Value> {
     if args.feature_gates.pod_handler {
         jobs = rule("batch", &["jobs"], &["get", "list", "watch", "create", "delete"]);
         with_workers.push(rule("", &["pods/log"], &["get"]));
+        // what someone's deletion of a Job leaves behind
+        with_workers.push(rule("", &["pods"], &["delete"]));
     }
     with_workers.push(jobs);
     if args.require_grant {

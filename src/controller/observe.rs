@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use super::crd::{KIND, OSSVolumePopulator};
 use super::names;
 use super::observed::{
-    Class, Observed, Prime, PrimePhase, Source, Target, Volume, Worker, WorkerState,
+    Class, Observed, Prime, PrimePhase, Source, Stray, Target, Volume, Worker, WorkerState,
 };
 use super::policy::{self, Credentials, SecretSeen};
 use super::settings::Settings;
@@ -160,10 +160,7 @@ impl Observer {
                 read(from, &self.caches.sources, api, Some(namespace), name).await?
             }
         };
-        let pods = match &job {
-            None => vec![],
-            Some(_) => self.pods(uid, from).await?,
-        };
+        let pods = self.pods(uid, from).await?;
         let prime_facts = prime.as_deref().map(Prime::of);
         let target_facts = target.as_deref().map(Target::of);
         let begun = prime.is_some() || job.is_some();
@@ -200,6 +197,7 @@ impl Observer {
             prime: prime_facts,
             volume: volume.as_ref().map(Volume::of),
             worker,
+            strays: Stray::among(&pods, job.as_deref()),
             warning,
         };
         Ok(Seen { facts, target, source_name, source, prime, volume, job })

@@ -27,6 +27,8 @@ pub(crate) struct Observed {
     pub(crate) volume: Option<Volume>,
     /// The Job.
     pub(crate) worker: Option<Worker>,
+    /// Worker Pods of no Job that is there: someone deleted it, and they may go on writing.
+    pub(crate) strays: Vec<Stray>,
     /// The newest warning of others about prime PVC, Job or Pod, with its reason.
     pub(crate) warning: Option<String>,
 }
@@ -43,6 +45,8 @@ pub(crate) struct Target {
     pub(crate) volume: Option<String>,
     /// Whether the PV controller says that it is bound.
     pub(crate) bound: bool,
+    /// Whether it says that the volume is gone, or another's.
+    pub(crate) lost: bool,
     pub(crate) selected_node: Option<String>,
     /// `volumeMode: Block`.
     pub(crate) block: bool,
@@ -131,6 +135,8 @@ pub(crate) struct Volume {
     /// Whether its phase is Bound.
     pub(crate) bound: bool,
     pub(crate) deleting: bool,
+    /// Whether it was handed over by us once.
+    pub(crate) populated: bool,
     pub(crate) resource_version: String,
 }
 
@@ -171,6 +177,32 @@ pub(crate) struct WorkerPod {
     pub(crate) held_by: Option<String>,
 }
 
+/// A worker Pod of a Job that is gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Stray {
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) deleting: bool,
+}
+
+impl Stray {
+    /// Those of `pods` that are not `job`'s.
+    pub(crate) fn among(pods: &[impl AsRef<Pod>], job: Option<&Job>) -> Vec<Self> {
+        let pods = pods.iter().map(AsRef::as_ref).filter(|pod| !belongs(pod, job));
+        let stray = |pod: &Pod| Self {
+            name: pod.name_any(),
+            uid: pod.uid().unwrap_or_default(),
+            deleting: pod.metadata.deletion_timestamp.is_some(),
+        };
+        pods.map(stray).collect()
+    }
+}
+
+fn belongs(pod: &Pod, job: Option<&Job>) -> bool {
+    let uid = job.and_then(ResourceExt::uid);
+    pod.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref())
+}
+
 /// How a worker Pod ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ended {
@@ -196,6 +228,7 @@ impl Target {
             finalizer: claim.finalizers().iter().any(|it| it == names::FINALIZER),
             volume: spec.volume_name.filter(|name| !name.is_empty()),
             bound: phase(claim) == "Bound",
+            lost: phase(claim) == "Lost",
             selected_node: claim.annotations().get(names::SELECTED_NODE).cloned(),
             block: spec.volume_mode.as_deref() == Some("Block"),
         }
@@ -253,20 +286,22 @@ impl Volume {
             claim: claim.and_then(|claim| claim.uid.clone()),
             bound: phase == Some("Bound"),
             deleting: volume.metadata.deletion_timestamp.is_some(),
+            populated: volume.annotations().contains_key(names::POPULATED_FROM),
             resource_version: volume.resource_version().unwrap_or_default(),
         }
     }
 }
 
 impl Worker {
-    /// Of a Job and its Pods, in any order.
+    /// Of a Job and Pods, its own among them, in any order.
     pub(crate) fn of(job: &Job, pods: &[impl AsRef<Pod>]) -> Self {
         let status = job.status.clone().unwrap_or_default();
         let has = |kind: &str| {
             let mut conditions = status.conditions.iter().flatten();
             conditions.any(|condition| condition.type_ == kind && condition.status == "True")
         };
-        let mut pods: Vec<&Pod> = pods.iter().map(AsRef::as_ref).collect();
+        let mut pods: Vec<&Pod> =
+            pods.iter().map(AsRef::as_ref).filter(|pod| belongs(pod, Some(job))).collect();
         pods.sort_by_key(|pod| {
             (pod.metadata.creation_timestamp.as_ref().map(|t| t.0), pod.name_any())
         });

@@ -1,5 +1,7 @@
 //! What a resource may ask for. Pure: the administrator's settings and grants against one spec.
 
+use std::net::Ipv6Addr;
+
 use k8s_openapi::api::core::v1::Toleration;
 
 use super::crd::{Generic, Mode, OSSVolumePopulatorSpec};
@@ -138,20 +140,20 @@ pub(crate) fn admit(
 }
 
 fn endpoint(endpoint: &str, allowed: &[String]) -> Result<(), Refusal> {
-    let address = endpoint.trim_start_matches("https://").trim_start_matches("http://");
-    let address = address.trim_end_matches('/').to_ascii_lowercase();
-    // a port is what follows the last colon, unless that is inside of an IPv6 address
-    let host = match address.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-        _ => address.as_str(),
+    let Some((host, port)) = host_and_port(endpoint) else {
+        return Err(Refusal::new(
+            "PopulatorInvalid",
+            "endpoint: expected a host, behind http:// or https:// or neither, and at most a port behind it",
+        ));
     };
-    let matches = |pattern: &str| {
-        let pattern = pattern.to_ascii_lowercase();
-        match pattern.strip_prefix('*') {
-            Some("") => true,
-            Some(domain) => domain.starts_with('.') && host.ends_with(domain),
-            None => host == pattern || address == pattern,
-        }
+    let bare = |host: &str| host.trim_matches(['[', ']']).to_ascii_lowercase();
+    let host = bare(&host);
+    let matches = |pattern: &str| match pattern.strip_prefix('*') {
+        Some("") => true,
+        Some(domain) => domain.starts_with('.') && host.ends_with(&domain.to_ascii_lowercase()),
+        None if bare(pattern) == host => true,
+        None => host_and_port(pattern)
+            .is_some_and(|(name, at)| bare(&name) == host && (at.is_none() || at == port)),
     };
     if matches("*.aliyuncs.com") || allowed.iter().any(|pattern| matches(pattern)) {
         return Ok(());
@@ -159,9 +161,32 @@ fn endpoint(endpoint: &str, allowed: &[String]) -> Result<(), Refusal> {
     Err(Refusal::new(
         "PopulatorRefused",
         format!(
-            "endpoint {endpoint} is not allowed, since the worker's credentials would go there; use one of *.aliyuncs.com, or have the administrator add --allow-endpoint={host}"
+            "endpoint: {endpoint} is not allowed, since the worker's credentials would go there; use one of *.aliyuncs.com, or have the administrator add --allow-endpoint={host}"
         ),
     ))
+}
+
+/// An endpoint as the worker takes it, and nothing that anyone could read as another host.
+fn host_and_port(endpoint: &str) -> Option<(String, Option<u16>)> {
+    let rest = match endpoint.split_once("://") {
+        Some(("http" | "https", rest)) => rest,
+        Some(_) => return None,
+        None => endpoint,
+    };
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    if rest.parse::<Ipv6Addr>().is_ok() {
+        return Some((rest.to_owned(), None));
+    }
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().ok()?)),
+        _ => (rest, None),
+    };
+    let name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    let fits = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && !host.starts_with('.') && host.bytes().all(name),
+    };
+    fits.then(|| (host.to_owned(), port))
 }
 
 /// As the resource's own rule, for clusters that do not check it.
@@ -293,3 +318,6 @@ pub(crate) fn allowed_namespaces(annotation: Option<&str>) -> Vec<String> {
     let names = annotation.unwrap_or_default().split([',', ' ']).map(str::trim);
     names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -61,7 +61,8 @@ impl Case {
 
     pub async fn secret(&self, name: &str, entries: Value) {
         let secret: Secret =
-            serde_json::from_value(json!({"metadata": {"name": name}, "stringData": entries})).unwrap();
+            serde_json::from_value(json!({"metadata": {"name": name}, "stringData": entries}))
+                .unwrap();
         self.populators().create(&PostParams::default(), &secret).await.unwrap();
     }
 
@@ -96,7 +97,13 @@ impl Case {
     }
 
     /// A claim of 1 GiB of `class`, to be filled from `source`; `more` is added to its spec.
-    pub async fn claim(&self, name: &str, source: &str, class: &str, more: Value) -> PersistentVolumeClaim {
+    pub async fn claim(
+        &self,
+        name: &str,
+        source: &str,
+        class: &str,
+        more: Value,
+    ) -> PersistentVolumeClaim {
         let mut spec = json!({
             "accessModes": ["ReadWriteOnce"],
             "resources": {"requests": {"storage": "1Gi"}},
@@ -106,12 +113,19 @@ impl Case {
             },
         });
         merge(&mut spec, more);
-        let claim = serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap();
+        let claim =
+            serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap();
         self.api().create(&PostParams::default(), &claim).await.unwrap()
     }
 
     /// What `look` finds of the object `name`, once it does.
-    pub async fn object<K, T>(&self, api: &Api<K>, name: &str, what: &str, look: impl Fn(&K) -> Option<T>) -> T
+    pub async fn object<K, T>(
+        &self,
+        api: &Api<K>,
+        name: &str,
+        what: &str,
+        look: impl Fn(&K) -> Option<T>,
+    ) -> T
     where
         K: Clone + DeserializeOwned + Debug,
     {
@@ -192,10 +206,16 @@ impl Case {
     }
 
     /// The claim's entry in its resource's status, once it is as wanted.
-    pub async fn entry(&self, claim: &str, what: &str, wanted: impl Fn(&Population) -> bool) -> Population {
+    pub async fn entry(
+        &self,
+        claim: &str,
+        what: &str,
+        wanted: impl Fn(&Population) -> bool,
+    ) -> Population {
         let what = format!("the entry of {claim} is {what}");
         until(&self.world, &what, || async {
-            let sources = self.api::<OSSVolumePopulator>().list(&ListParams::default()).await.unwrap();
+            let sources =
+                self.api::<OSSVolumePopulator>().list(&ListParams::default()).await.unwrap();
             let statuses = sources.items.into_iter().filter_map(|source| source.status);
             let mut entries = statuses.flat_map(|status| status.populations);
             entries.find(|entry| entry.pvc_name == claim && wanted(entry))
@@ -210,7 +230,9 @@ impl Case {
         let mut events = events.items;
         events.retain(|it| it.reporting_component.as_deref() == Some("ossvp"));
         events.sort_by_key(|it| it.metadata.creation_timestamp.as_ref().map(|time| time.0));
-        let text = |it: Event| format!("{}: {}", it.reason.unwrap_or_default(), it.message.unwrap_or_default());
+        let text = |it: Event| {
+            format!("{}: {}", it.reason.unwrap_or_default(), it.message.unwrap_or_default())
+        };
         events.into_iter().map(text).collect()
     }
 
@@ -231,10 +253,14 @@ impl Case {
         let mut text = String::new();
         for (kind, name) in objects {
             let Some(name) = name else { continue };
-            text = until(&self.world, &format!("an event on {kind} {name} with {parts:?}"), || async {
-                let mut events = self.events(kind, name).await.into_iter();
-                events.find(|event| parts.iter().all(|part| event.contains(part)))
-            })
+            text = until(
+                &self.world,
+                &format!("an event on {kind} {name} with {parts:?}"),
+                || async {
+                    let mut events = self.events(kind, name).await.into_iter();
+                    events.find(|event| parts.iter().all(|part| event.contains(part)))
+                },
+            )
             .await;
         }
         text
@@ -244,7 +270,11 @@ impl Case {
     /// on trying until [`OssServer::clear_faults`].
     pub fn hold_last_object(&self) {
         let wait = [("x-oss-qos-delay-time", "300")];
-        self.server.fault(Fault::get("data/dir-0/file-4").status_with(503, "ServiceUnavailable", &wait));
+        self.server.fault(Fault::get("data/dir-0/file-4").status_with(
+            503,
+            "ServiceUnavailable",
+            &wait,
+        ));
     }
 
     pub async fn delete<K>(&self, api: &Api<K>, name: &str)

@@ -3,7 +3,7 @@
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
-use kube::api::Api;
+use kube::api::{Api, DeleteParams};
 use ossvp::controller::crd::OSSVolumePopulator;
 use serde_json::json;
 use stand_in::ProvisionFailure;
@@ -72,7 +72,9 @@ fn a_claim_deleted_while_it_is_filled_goes_with_everything() {
         case.gone(&claims, "data").await;
         // not before everything is gone, as a claim of the same name may follow
         assert!(case.pods(&uid).await.is_empty());
-        assert!(case.populators::<Job>().get_opt(&format!("populate-{uid}")).await.unwrap().is_none());
+        assert!(
+            case.populators::<Job>().get_opt(&format!("populate-{uid}")).await.unwrap().is_none()
+        );
         let primes = case.populators::<PersistentVolumeClaim>();
         assert!(primes.get_opt(&format!("prime-{uid}")).await.unwrap().is_none());
         case.gone(&Api::<PersistentVolume>::all(world.client.clone()), &volume).await;
@@ -141,6 +143,21 @@ fn a_job_or_pod_deleted_by_someone_is_made_again_and_the_volume_goes_on() {
 }
 
 #[test]
+fn a_job_deleted_without_its_pods_leaves_none_that_writes_unseen() {
+    shared(|world| async move {
+        let case = Case::new(&world, "strays").await;
+        let claim = under_way(&case).await;
+        let uid = claim.uid().unwrap();
+        let pod = case.running_pod(&uid).await;
+        let (jobs, name) = (case.populators::<Job>(), format!("populate-{uid}"));
+        jobs.delete(&name, &DeleteParams::orphan()).await.unwrap();
+        case.gone(&case.populators::<Pod>(), &pod).await;
+        case.server.clear_faults();
+        case.filled("data").await;
+    });
+}
+
+#[test]
 fn a_prime_pvc_deleted_by_someone_means_a_fresh_volume() {
     shared(|world| async move {
         let case = Case::new(&world, "primeless").await;
@@ -149,7 +166,8 @@ fn a_prime_pvc_deleted_by_someone_means_a_fresh_volume() {
         let first = volume_of_prime(&case, &uid).await;
         let primes = case.populators::<PersistentVolumeClaim>();
         case.delete(&primes, &format!("prime-{uid}")).await;
-        case.event("data", Some("models"), &["PopulatorReplaced", "the prime PVC was deleted"]).await;
+        case.event("data", Some("models"), &["PopulatorReplaced", "the prime PVC was deleted"])
+            .await;
         case.server.clear_faults();
         case.filled("data").await;
         assert_ne!(case.bound("data").await.spec.unwrap().volume_name, Some(first.clone()));
@@ -179,7 +197,16 @@ fn a_finalizer_taken_away_by_force_leaves_nothing_behind() {
         let away = r#"{"metadata": {"finalizers": null}}"#;
         world.kubectl(&["-n", &case.namespace, "delete", "pvc", "data", "--wait=false"]);
         // ours may have gone first
-        world.try_kubectl(&["-n", &case.namespace, "patch", "pvc", "data", "--type=merge", "-p", away]);
+        world.try_kubectl(&[
+            "-n",
+            &case.namespace,
+            "patch",
+            "pvc",
+            "data",
+            "--type=merge",
+            "-p",
+            away,
+        ]);
         case.gone(&case.api::<PersistentVolumeClaim>(), "data").await;
         case.no_scaffolding(&uid).await;
         case.gone(&Api::<PersistentVolume>::all(world.client.clone()), &volume).await;

@@ -38,7 +38,8 @@ fn a_refusal_by_oss_ends_the_population_with_the_workers_own_words() {
 fn a_wrong_key_ends_the_population_until_the_secret_is_mended() {
     shared(|world| async move {
         let case = Case::new(&world, "secret").await;
-        case.secret(&format!("{}-wrong", case.namespace), json!({"akId": ID, "akSecret": "no"})).await;
+        case.secret(&format!("{}-wrong", case.namespace), json!({"akId": ID, "akSecret": "no"}))
+            .await;
         let wrong = json!({"secretRef": format!("{}-wrong", case.namespace)});
         case.source("models", case.spec(wrong)).await;
         let claim = case.claim("data", "models", "immediate", json!({})).await;
@@ -104,7 +105,8 @@ fn a_secret_that_is_missing_or_has_no_keys_is_named_and_waited_for() {
         case.event("data", Some("models"), &["PopulatorSecretNotFound", &name]).await;
         case.secret(&name, json!({"password": "x"})).await;
         case.event("data", Some("models"), &["PopulatorSecretInvalid", "accessKeyId"]).await;
-        let keys = Patch::Merge(json!({"stringData": {"AccessKeyID": ID, "AccessKeySecret": SECRET}}));
+        let keys =
+            Patch::Merge(json!({"stringData": {"AccessKeyID": ID, "AccessKeySecret": SECRET}}));
         case.populators::<Secret>().patch(&name, &PatchParams::default(), &keys).await.unwrap();
         case.filled("data").await;
     });
@@ -129,7 +131,8 @@ fn a_changed_spec_fills_a_fresh_volume() {
 
         case.change_source("models", json!({"path": "/data/"})).await;
 
-        case.event("data", Some("models"), &["PopulatorReplaced", "the resource was changed"]).await;
+        case.event("data", Some("models"), &["PopulatorReplaced", "the resource was changed"])
+            .await;
         case.filled("data").await;
         let second = case.bound("data").await.spec.unwrap().volume_name;
         assert!(first.is_some() && second != first);
@@ -150,13 +153,22 @@ fn a_worker_that_is_killed_or_evicted_is_replaced_and_goes_on() {
         assert_eq!(fetched, 1);
 
         // an eviction does not count
-        world.stand_in.evict_by_kubelet(POPULATORS, &pod, "the node was low on memory").await.unwrap();
+        world
+            .stand_in
+            .evict_by_kubelet(POPULATORS, &pod, "the node was low on memory")
+            .await
+            .unwrap();
         case.event("data", Some("models"), &["PopulatorRetrying", "was evicted"]).await;
         let pod = another(&case, &uid, &pod).await;
 
         // the kernel's killer does
         world.stand_in.oom_kill(POPULATORS, &pod).await.unwrap();
-        case.event("data", Some("models"), &["PopulatorRetrying", "generic.resources.limits.memory"]).await;
+        case.event(
+            "data",
+            Some("models"),
+            &["PopulatorRetrying", "generic.resources.limits.memory"],
+        )
+        .await;
         let entry = case.entry("data", "one failed", |entry| entry.failed_pods.is_some()).await;
         another(&case, &uid, &pod).await;
         println!("{entry:?}");
@@ -199,7 +211,8 @@ fn a_quota_that_denies_the_prime_pvc_is_told() {
         let quota = quota(&case, json!({"hard": {hard: "0"}})).await;
         case.source("models", case.spec(json!({}))).await;
         case.claim("data", "models", &class, json!({})).await;
-        case.event("data", Some("models"), &["PopulatorPVCPrimeCreationError", "exceeded quota"]).await;
+        case.event("data", Some("models"), &["PopulatorPVCPrimeCreationError", "exceeded quota"])
+            .await;
         case.delete(&case.populators::<ResourceQuota>(), &quota).await;
         case.filled("data").await;
     });
@@ -242,7 +255,8 @@ fn a_volume_that_cannot_be_made_says_why_and_is_made_when_it_can() {
         let fails = fail(&world, &case, ProvisionFailure::new("the zone is out of disks"));
         case.source("models", case.spec(json!({}))).await;
         case.claim("data", "models", "immediate", json!({})).await;
-        case.event("data", Some("models"), &["PopulatorProvisioning", "the zone is out of disks"]).await;
+        case.event("data", Some("models"), &["PopulatorProvisioning", "the zone is out of disks"])
+            .await;
         drop(fails);
         case.filled("data").await;
     });

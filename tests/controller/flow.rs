@@ -63,7 +63,8 @@ fn a_claim_that_waits_for_its_consumer_is_filled_for_the_node_that_the_scheduler
         let uid = case.api::<PersistentVolumeClaim>().get("data").await.unwrap().uid().unwrap();
         assert!(primes.get_opt(&format!("prime-{uid}")).await.unwrap().is_none());
 
-        let pod = consumer(json!({"persistentVolumeClaim": {"claimName": "data"}}), json!({"zone": "b"}));
+        let pod =
+            consumer(json!({"persistentVolumeClaim": {"claimName": "data"}}), json!({"zone": "b"}));
         case.api::<Pod>().create(&PostParams::default(), &pod).await.unwrap();
 
         case.filled("data").await;
@@ -138,7 +139,8 @@ fn a_claim_for_a_single_pod_is_filled() {
     shared(|world| async move {
         let case = Case::new(&world, "single").await;
         case.source("models", case.spec(json!({}))).await;
-        case.claim("data", "models", "immediate", json!({"accessModes": ["ReadWriteOncePod"]})).await;
+        case.claim("data", "models", "immediate", json!({"accessModes": ["ReadWriteOncePod"]}))
+            .await;
         case.filled("data").await;
     });
 }
@@ -271,18 +273,34 @@ fn progress_is_shown_while_the_worker_runs() {
         case.hold_last_object();
         case.source("models", case.spec(json!({}))).await;
         let claim = case.claim("data", "models", "immediate", json!({})).await;
-        let entry = case.entry("data", "60 % done", |entry| entry.progress.as_deref() == Some("60%")).await;
-        assert_eq!((entry.bytes, entry.bytes_total, entry.objects), (Some(6000), Some(10_000), Some(4)));
+        let entry =
+            case.entry("data", "60 % done", |entry| entry.progress.as_deref() == Some("60%")).await;
+        assert_eq!(
+            (entry.bytes, entry.bytes_total, entry.objects),
+            (Some(6000), Some(10_000), Some(4))
+        );
         assert_eq!(entry.phase, Phase::Populating);
         let pod = case.running_pod(&claim.uid().unwrap()).await;
         assert_eq!(entry.pod_name, Some(pod));
-        case.event("data", Some("models"), &["PopulatorProgress: 60%", "6.00 kB of 10.00 kB"]).await;
+        case.event("data", Some("models"), &["PopulatorProgress: 60%", "6.00 kB of 10.00 kB"])
+            .await;
         let described = world.kubectl(&["-n", &case.namespace, "describe", "ossvp", "models"]);
         println!("{described}");
         let words: Vec<&str> = described.split_whitespace().collect();
         assert!(words.windows(2).any(|pair| pair == ["Progress:", "60%"]), "{described}");
         let row = world.kubectl(&["-n", &case.namespace, "get", "ossvp", "models"]);
-        for column in ["MODE", "BUCKET", "PATH", "PHASE", "PROGRESS", "AGE", "generic", "/data/", "Populating", "60%"] {
+        for column in [
+            "MODE",
+            "BUCKET",
+            "PATH",
+            "PHASE",
+            "PROGRESS",
+            "AGE",
+            "generic",
+            "/data/",
+            "Populating",
+            "60%",
+        ] {
             assert!(row.contains(column), "{column} in {row}");
         }
         case.server.clear_faults();

@@ -3,7 +3,6 @@
 //! worker, which fetches from an OSS server.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
 mod case;

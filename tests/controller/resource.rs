@@ -85,7 +85,8 @@ fn the_documents_yaml_applies_unchanged() {
         }
         let secret = BATCH_WORKFLOW.split("    rrsaConfigs").next().unwrap().to_owned();
         world.kubectl(&["-n", &case.namespace, "delete", "ossvp", "generic-demo"]);
-        let (ok, said) = apply(&world, &case.namespace, &format!("{secret}    secretRef: oss-secret\n"));
+        let (ok, said) =
+            apply(&world, &case.namespace, &format!("{secret}    secretRef: oss-secret\n"));
         assert!(ok && !said.contains("arning"), "{said}");
         // by its short name, and with what is not said filled in
         let shown = world.kubectl(&["-n", &case.namespace, "get", "ossvp", "-o", "yaml"]);
@@ -109,22 +110,38 @@ fn what_cannot_work_is_refused_with_words_that_help() {
             ("path: /a/../b/, generic: {secretRef: s}", "no segment may be '..'"),
             ("mode: fast", r#"supported values: "generic", "bmcpfs-dataflow""#),
             ("mode: bmcpfs-dataflow, bmcpfsDataflow: {throughput: 700}", "600, 1200 or 1500"),
-            ("mode: bmcpfs-dataflow, bmcpfsDataflow: {dataType: all}", r#""metadata", "metadataAndData""#),
-            ("mode: bmcpfs-dataflow, bmcpfsDataflow: {sourceSecurityType: TLS}", r#"supported values: "SSL""#),
+            (
+                "mode: bmcpfs-dataflow, bmcpfsDataflow: {dataType: all}",
+                r#""metadata", "metadataAndData""#,
+            ),
+            (
+                "mode: bmcpfs-dataflow, bmcpfsDataflow: {sourceSecurityType: TLS}",
+                r#"supported values: "SSL""#,
+            ),
             ("mode: bmcpfs-dataflow, generic: {secretRef: s}", "only for mode generic"),
-            ("generic: {secretRef: s}, bmcpfsDataflow: {throughput: 600}", "only for mode bmcpfs-dataflow"),
-            ("generic: {secretRef: s, verify: sometimes}", r#"supported values: "auto", "require", "off""#),
+            (
+                "generic: {secretRef: s}, bmcpfsDataflow: {throughput: 600}",
+                "only for mode bmcpfs-dataflow",
+            ),
+            (
+                "generic: {secretRef: s, verify: sometimes}",
+                r#"supported values: "auto", "require", "off""#,
+            ),
             ("generic: {secretRef: s, partSize: large}", "partSize"),
             ("generic: {secretRef: s, concurrency: 0}", "greater than or equal to 1"),
             ("generic: {secretRef: s, throughput: 0}", "greater than or equal to 1"),
-            ("generic: {rrsaConfigs: {roleArn: admin, oidcProviderArn: 'acs:ram::1:oidc-provider/p'}}", "roleArn"),
+            (
+                "generic: {rrsaConfigs: {roleArn: admin, oidcProviderArn: 'acs:ram::1:oidc-provider/p'}}",
+                "roleArn",
+            ),
             ("generic: {secretRef: s, image: evil}", "unknown field"),
         ] {
             let (ok, said) = apply(&world, &case.namespace, &format!("{base}{rest}}}"));
             assert!(!ok && said.contains(words), "{rest}: {said}");
         }
         let nothing = "apiVersion: storage.alibabacloud.com/v1beta1\nkind: OSSVolumePopulator\nmetadata: {name: x}\n";
-        let (ok, said) = apply(&world, &case.namespace, &format!("{nothing}spec: {{mode: generic}}"));
+        let (ok, said) =
+            apply(&world, &case.namespace, &format!("{nothing}spec: {{mode: generic}}"));
         assert!(!ok && said.contains("bucket") && said.contains("endpoint"), "{said}");
     });
 }
@@ -142,13 +159,22 @@ fn the_manifests_are_accepted_by_the_api_server() {
         .enumerate()
         {
             let mut manifests = Command::new(env!("CARGO_BIN_EXE_ossvp"));
-            let output = manifests.args(["manifests", "--image=registry.example.com/ossvp:1"]).args(more).output().unwrap();
+            let output = manifests
+                .args(["manifests", "--image=registry.example.com/ossvp:1"])
+                .args(more)
+                .output()
+                .unwrap();
             assert!(output.status.success(), "{output:?}");
             let file = world.plane.folder().join(format!("manifests-{n}.yaml"));
             std::fs::write(&file, output.stdout).unwrap();
             // of another manager's fields only the namespaces' levels differ
             let said = world.kubectl(&[
-                "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", file.to_str().unwrap(),
+                "apply",
+                "--server-side",
+                "--force-conflicts",
+                "--dry-run=server",
+                "-f",
+                file.to_str().unwrap(),
             ]);
             assert!(!said.contains("arning"), "{said}");
             assert!(said.contains("deployment.apps/ossvp-controller"), "{said}");

@@ -13,10 +13,11 @@ use hyper::service::service_fn;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
-use kube::api::Api;
+use kube::api::{Api, DeleteParams};
 use serde_json::json;
 
 use crate::case::Case;
@@ -36,11 +37,19 @@ impl Proxy {
     async fn start(world: &World, changes: i64) -> Arc<Self> {
         let mut roots = rustls::RootCertStore::empty();
         let pem = world.plane.ca_pem();
-        for authority in <rustls_pki_types::CertificateDer as rustls_pki_types::pem::PemObject>::pem_slice_iter(pem.as_bytes()) {
+        for authority in
+            <rustls_pki_types::CertificateDer as rustls_pki_types::pem::PemObject>::pem_slice_iter(
+                pem.as_bytes(),
+            )
+        {
             roots.add(authority.unwrap()).unwrap();
         }
-        let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        let https = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1();
+        let tls =
+            rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let https = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_only()
+            .enable_http1();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = Arc::new(Self {
             url: format!("http://{}", listener.local_addr().unwrap()),
@@ -63,7 +72,10 @@ impl Proxy {
         proxy
     }
 
-    async fn pass(&self, mut request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, hyper::Error>>, std::io::Error> {
+    async fn pass(
+        &self,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<BoxBody<Bytes, hyper::Error>>, std::io::Error> {
         let broken = || std::io::Error::other("the proxy is dead");
         if self.left.load(Ordering::SeqCst) < 0 {
             return Err(broken());
@@ -151,6 +163,10 @@ fn a_controller_killed_after_any_change_converges_and_repeats_no_event() {
             };
             case.object(&primes, &format!("prime-{uid}"), "failure noted", noted).await;
             assert_eq!(case.pods(&uid).await.len(), 1, "killed after {n}");
+            // its Pod stays
+            let jobs = case.populators::<Job>();
+            let orphan = DeleteParams::orphan();
+            jobs.delete(&format!("populate-{uid}"), &orphan).await.unwrap();
             let claims = case.api::<PersistentVolumeClaim>();
             case.delete(&claims, "data").await;
             case.gone(&claims, "data").await;
@@ -182,7 +198,10 @@ fn rights_are_the_least(world: &World) {
         .collect();
     let file = world.plane.folder().join("manifests.yaml");
     let roles = world.kubectl(&[
-        "get", "-f", file.to_str().unwrap(), "-o",
+        "get",
+        "-f",
+        file.to_str().unwrap(),
+        "-o",
         r#"jsonpath={range .items[?(@.rules)]}{.metadata.namespace}{"\t"}{.rules}{"\n"}{end}"#,
     ]);
     let mut rights = 0;
@@ -197,11 +216,16 @@ fn rights_are_the_least(world: &World) {
                 for verb in texts(&rule, "verbs") {
                     rights += 1;
                     let uses = |(at, what, how): &(String, String, String)| {
-                        (namespace.is_empty() || at == namespace) && *what == resource && *how == verb
+                        (namespace.is_empty() || at == namespace)
+                            && *what == resource
+                            && *how == verb
                     };
                     // by the other tests: a node that is given up, and who leads
                     let elsewhere = resource == "leases";
-                    assert!(elsewhere || used.iter().any(uses), "{verb} {resource} in {namespace:?} is never used");
+                    assert!(
+                        elsewhere || used.iter().any(uses),
+                        "{verb} {resource} in {namespace:?} is never used"
+                    );
                 }
             }
         }
@@ -253,7 +277,8 @@ async fn health_and_metrics(controller: &Controller) {
     let address = line.split("address=").nth(1).unwrap().trim();
     let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
     let get = async |path: &str| {
-        let response = client.get(format!("http://{address}{path}").parse().unwrap()).await.unwrap();
+        let response =
+            client.get(format!("http://{address}{path}").parse().unwrap()).await.unwrap();
         let status = response.status();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status.as_u16(), String::from_utf8(body.to_vec()).unwrap())

@@ -19,7 +19,11 @@ fn what_would_give_a_worker_other_rights_is_refused_and_the_resource_says_so_at_
     shared(|world| async move {
         let case = Case::new(&world, "rights").await;
         for (name, change, words) in [
-            ("endpoint", json!({"endpoint": "oss.example.com"}), "--allow-endpoint=oss.example.com"),
+            (
+                "endpoint",
+                json!({"endpoint": "oss.example.com"}),
+                "--allow-endpoint=oss.example.com",
+            ),
             (
                 "annotation",
                 json!({"generic": {"annotations": {"k8s.aliyun.com/eci-ram-role-name": "admin"}}}),
@@ -80,7 +84,12 @@ fn without_its_gate_the_generic_mode_makes_nothing_and_has_no_right_to() {
         let case = Case::new(&world, "gated").await;
         case.source("models", case.spec(json!({}))).await;
         let claim = case.claim("data", "models", "immediate", json!({})).await;
-        case.event("data", Some("models"), &["PopulatorModeUnsupported", "VolumePopulatorPodHandler"]).await;
+        case.event(
+            "data",
+            Some("models"),
+            &["PopulatorModeUnsupported", "VolumePopulatorPodHandler"],
+        )
+        .await;
         case.no_scaffolding(&claim.uid().unwrap()).await;
         let may = |verb: &str, what: &str| {
             let user = format!("--as={}", crate::world::USER);
@@ -111,7 +120,8 @@ fn with_grants_required_secrets_and_roles_are_only_for_the_namespaces_that_have_
 
         case.source("by-secret", case.spec(json!({}))).await;
         let claim = case.claim("by-secret", "by-secret", "immediate", json!({})).await;
-        case.event("by-secret", Some("by-secret"), &["PopulatorNotGranted", "allowed-namespaces"]).await;
+        case.event("by-secret", Some("by-secret"), &["PopulatorNotGranted", "allowed-namespaces"])
+            .await;
         case.no_scaffolding(&claim.uid().unwrap()).await;
         let allowed = format!("elsewhere,{}", case.namespace);
         let grant = json!({"metadata": {"annotations": {
@@ -155,16 +165,21 @@ fn claims(token: &str) -> serde_json::Value {
 
 #[test]
 fn workers_trust_the_administrators_authorities_and_may_be_root_without_capabilities() {
-    let server = OssServer::builder().bucket(BUCKET).credentials(ID, SECRET).tls().start_blocking().unwrap();
-    let flags =
-        ["--allow-endpoint=127.0.0.1", "--worker-ca-configmap=roots", "--worker-security=root-no-caps"];
+    let server =
+        OssServer::builder().bucket(BUCKET).credentials(ID, SECRET).tls().start_blocking().unwrap();
+    let flags = [
+        "--allow-endpoint=127.0.0.1",
+        "--worker-ca-configmap=roots",
+        "--worker-security=root-no-caps",
+    ];
     alone(&flags, |world| async move {
         world.start_controller();
         let case = Case::new(&world, "trusting").await;
         for (path, body) in &case.files {
             server.put(BUCKET, &format!("data/{path}"), body.clone());
         }
-        let roots = json!({"metadata": {"name": "roots"}, "data": {"ca.crt": server.ca_pem().unwrap()}});
+        let roots =
+            json!({"metadata": {"name": "roots"}, "data": {"ca.crt": server.ca_pem().unwrap()}});
         let roots: ConfigMap = serde_json::from_value(roots).unwrap();
         case.populators().create(&PostParams::default(), &roots).await.unwrap();
         let mut spec = case.spec(json!({}));
@@ -190,7 +205,8 @@ fn a_restricted_worker_on_a_volume_of_roots_names_the_setting_that_helps() {
         let case = Case::new(&world, "rootly").await;
         case.source("models", case.spec(json!({}))).await;
         case.claim("data", "models", "nas", json!({"accessModes": ["ReadWriteMany"]})).await;
-        let event = case.event("data", Some("models"), &["PopulatorFailed", "generic.fsGroup"]).await;
+        let event =
+            case.event("data", Some("models"), &["PopulatorFailed", "generic.fsGroup"]).await;
         assert!(event.contains("generic.runAsUser"), "{event}");
         let claims = case.api::<PersistentVolumeClaim>();
         case.delete(&claims, "data").await;

@@ -155,7 +155,8 @@ impl World {
                 let bound = claims.list(&ListParams::default()).await.into_iter().flatten();
                 for claim in bound {
                     let spec = claim.spec.clone().unwrap_or_default();
-                    let ours = spec.data_source_ref.is_some_and(|it| it.kind == "OSSVolumePopulator");
+                    let ours =
+                        spec.data_source_ref.is_some_and(|it| it.kind == "OSSVolumePopulator");
                     let Some(volume) = spec.volume_name.filter(|_| ours) else { continue };
                     let marker = volumes.join(&volume).join(".ossvp/complete.json");
                     if claim.metadata.deletion_timestamp.is_some() || marker.exists() {
@@ -167,7 +168,11 @@ impl World {
                         && volume.metadata.deletion_timestamp.is_none()
                         && !marker.exists()
                     {
-                        let name = format!("{}/{}", claim.namespace().unwrap_or_default(), claim.name_any());
+                        let name = format!(
+                            "{}/{}",
+                            claim.namespace().unwrap_or_default(),
+                            claim.name_any()
+                        );
                         broken.lock().unwrap().push(name);
                     }
                 }
@@ -193,7 +198,8 @@ impl World {
 
     pub fn controller_log(&self) -> String {
         let controllers = self.controllers.lock().unwrap();
-        let logs = controllers.iter().map(|it| std::fs::read_to_string(&it.log).unwrap_or_default());
+        let logs =
+            controllers.iter().map(|it| std::fs::read_to_string(&it.log).unwrap_or_default());
         logs.collect::<Vec<_>>().join("\n--- next controller ---\n")
     }
 
@@ -269,7 +275,8 @@ impl Drop for Controller {
 fn client(kubeconfig: &std::path::Path) -> Client {
     let config = Kubeconfig::read_from(kubeconfig).unwrap();
     let _in_runtime = RUNTIME.enter();
-    let config = RUNTIME.block_on(Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()));
+    let config =
+        RUNTIME.block_on(Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()));
     Client::try_from(config.unwrap()).unwrap()
 }
 
@@ -284,7 +291,8 @@ where
             return found;
         }
         if start.elapsed() > Duration::from_secs(120) {
-            let (_, claims) = world.try_kubectl(&["get", "pvc,job,pod,pv,ossvp", "-A", "-o", "wide"]);
+            let (_, claims) =
+                world.try_kubectl(&["get", "pvc,job,pod,pv,ossvp", "-A", "-o", "wide"]);
             let (_, events) = world.try_kubectl(&["get", "events", "-A"]);
             let log = world.controller_log();
             let tail = log.lines().rev().take(60).collect::<Vec<_>>();

@@ -135,7 +135,8 @@ fn has_groups(volume: &PersistentVolume) -> bool {
     let spec = volume.spec.as_ref();
     let kind = spec.and_then(|spec| spec.csi.as_ref()?.fs_type.as_deref());
     let modes = spec.and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
-    !matches!(kind, None | Some("" | "nfs")) && modes.iter().any(|mode| mode == "ReadWriteOnce")
+    !matches!(kind, None | Some("" | "nfs"))
+        && modes.iter().any(|mode| matches!(mode.as_str(), "ReadWriteOnce" | "ReadWriteOncePod"))
 }
 
 /// `memory`: whether it is a tmpfs, and how large.

@@ -12,7 +12,7 @@ use stand_in::ProvisionFailure;
 
 use crate::case::Case;
 use crate::support::{BUCKET, ID, SECRET};
-use crate::world::{POPULATORS, World, shared, until};
+use crate::world::{POPULATORS, World, alone, shared, until};
 
 #[test]
 fn a_refusal_by_oss_ends_the_population_with_the_workers_own_words() {
@@ -198,6 +198,22 @@ fn a_worker_that_no_node_takes_says_why() {
         case.event("data", Some("models"), &["PopulatorStalled", "Unschedulable", "node"]).await;
         case.change_source("models", json!({"generic": {"nodeSelector": {"zone": "a"}}})).await;
         case.filled("data").await;
+    });
+}
+
+#[test]
+fn an_image_that_cannot_be_pulled_is_told() {
+    let flags = ["--allow-endpoint=127.0.0.1", "--worker-image=example.com/no-such-image:1"];
+    alone(&flags, |world| async move {
+        world.start_controller();
+        let case = Case::new(&world, "imageless").await;
+        case.source("models", case.spec(json!({}))).await;
+        let claim = case.claim("data", "models", "immediate", json!({})).await;
+        case.event("data", Some("models"), &["PopulatorStalled", "no-such-image"]).await;
+        let claims = case.api::<PersistentVolumeClaim>();
+        case.delete(&claims, "data").await;
+        case.gone(&claims, "data").await;
+        case.no_scaffolding(&claim.uid().unwrap()).await;
     });
 }
 

@@ -24,6 +24,7 @@ pub const SYSTEM: &str = "ossvp-system";
 pub const USER: &str = "system:serviceaccount:ossvp-system:ossvp-controller";
 /// The workers' image.
 pub const IMAGE: &str = "example.com/ossvp:test";
+const OWN_IMAGE: &str = "--worker-image=";
 const PROVISIONER: &str = "stand-in.csi.example.com";
 
 /// One runtime for all tests: worlds outlive the test that began them.
@@ -99,7 +100,9 @@ impl World {
     /// As a user would: `ossvp manifests | kubectl apply -f -`, but that the controller is no Pod.
     fn install(&self) {
         let mut manifests = Command::new(env!("CARGO_BIN_EXE_ossvp"));
-        manifests.args(["manifests", "--image", IMAGE, "--replicas=0", "--"]).args(&self.flags);
+        // the image is said once
+        let flags = self.flags.iter().filter(|flag| !flag.starts_with(OWN_IMAGE));
+        manifests.args(["manifests", "--image", IMAGE, "--replicas=0", "--"]).args(flags);
         let manifests = manifests.output().unwrap();
         assert!(manifests.status.success(), "{}", String::from_utf8_lossy(&manifests.stderr));
         let file = self.plane.folder().join("manifests.yaml");
@@ -235,10 +238,12 @@ impl Controller {
         log: PathBuf,
     ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ossvp"));
+        let image = format!("{OWN_IMAGE}{IMAGE}");
         command
             .env_clear()
             .env("KUBECONFIG", kubeconfig)
-            .args(["controller", "-v", "--worker-image", IMAGE, "--listen=127.0.0.1:0"])
+            .args(["controller", "-v", "--listen=127.0.0.1:0"])
+            .args((!flags.iter().any(|it| it.starts_with(OWN_IMAGE))).then_some(image))
             .args(flags)
             .args(more)
             .stdin(Stdio::null())

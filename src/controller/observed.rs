@@ -361,3 +361,6 @@ impl Ended {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -209,7 +209,7 @@ fn clean_up(seen: &Observed, target: &Target, since: Timestamp, now: Timestamp) 
 
 /// The claim has a volume: ours, if all went well, and then only the scaffolding is left to remove.
 fn hand_over(seen: &Observed, target: &Target, volume: &str, now: Timestamp) -> Decision {
-    if !target.finalizer && seen.prime.is_none() && seen.worker.is_none() {
+    if !target.finalizer && seen.is_untouched() {
         return Decision::new(Phase::Finished, words::BOUND);
     }
     if target.lost {
@@ -312,7 +312,7 @@ fn usable(volume: &Volume, prime: &Prime) -> bool {
 
 /// Whether there can be a volume, and then the first steps to it.
 fn begin(seen: &Observed, target: &Target) -> Decision {
-    if seen.worker.is_some() {
+    if !seen.is_untouched() {
         // it filled a volume that is gone
         return replace(seen, "the prime PVC is gone; its volume is given up");
     }

@@ -232,3 +232,6 @@ fn deployment(namespace: &str, image: &str, replicas: i32, line: &[String]) -> V
         },
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,13 @@ pub(crate) struct Observed {
     pub(crate) warning: Option<String>,
 }
 
+impl Observed {
+    /// Whether nothing is there that was made for the claim.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.prime.is_none() && self.worker.is_none() && self.strays.is_empty()
+    }
+}
+
 /// The user's claim.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Target {
@@ -393,3 +400,6 @@ impl Ended {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,8 +12,10 @@ use super::words;
 /// Finished volumes that are shown, the newest first.
 const MOST_FINISHED: usize = 50;
 /// Volumes that are shown in all: an object of the API server has at most 1.5 MB, an entry less than
-/// 2 KiB.
+/// 2 KiB: a message, two names of at most 253 bytes, and figures.
 const MOST: usize = 250;
+/// Bytes of a message, as JSON has it.
+const LONGEST: usize = 1024;
 
 /// What changes about one claim's entry.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,7 +38,7 @@ pub(crate) fn update(
 ) -> Option<Update> {
     let target = seen.target.as_ref()?;
     let uid = target.uid.clone();
-    let untouched = !target.finalizer && seen.prime.is_none() && seen.worker.is_none();
+    let untouched = !target.finalizer && seen.is_untouched();
     match decision.phase {
         Phase::Finished if untouched => return Some(Update::Close(uid)),
         Phase::Deleting if decision.action == Some(Action::RemoveFinalizer) || untouched => {
@@ -65,7 +67,7 @@ pub(crate) fn update(
         pvc_uid: uid,
         pvc_name: name.to_owned(),
         phase: decision.phase,
-        message: decision.message.clone(),
+        message: shortened(&decision.message),
         progress: match done {
             true => Some("100%".to_owned()),
             false => live_progress.or_else(|| kept.and_then(|it| it.progress.clone())),
@@ -94,6 +96,20 @@ pub(crate) fn update(
             false => None,
         },
     })))
+}
+
+/// `message`, or as much of it as has its place.
+fn shortened(message: &str) -> String {
+    let mut bytes = 0;
+    let end = message.char_indices().find(|(_, c)| {
+        bytes += match c {
+            '"' | '\\' | '\n' => 2,
+            c if c.is_control() => 6,
+            c => c.len_utf8(),
+        };
+        bytes > LONGEST
+    });
+    end.map_or_else(|| message.to_owned(), |(end, _)| format!("{}…", &message[..end]))
 }
 
 /// The resource's status once `update` is in it.
@@ -166,7 +182,7 @@ fn progress(populations: &[Population], open: &[&Population]) -> Option<String> 
     let sum =
         |part: fn(&(u64, u64)) -> u64| known.iter().map(|it| u128::from(part(it))).sum::<u128>();
     let (done, total) = (sum(|it| it.0.min(it.1)), sum(|it| it.1));
-    Some(format!("{}%", if total == 0 { 100 } else { done * 100 / total }))
+    Some(format!("{}%", (done * 100).checked_div(total).unwrap_or(100)))
 }
 
 fn message(
@@ -175,7 +191,7 @@ fn message(
     open: &[&Population],
 ) -> Option<String> {
     if let Some(refusal) = refusal {
-        return Some(refusal.message.clone());
+        return Some(shortened(&refusal.message));
     }
     let worst = open.iter().max_by_key(|it| it.phase);
     match (worst, open.len()) {
@@ -206,7 +222,7 @@ fn conditions(
             type_: kind.to_owned(),
             status: status.to_owned(),
             reason: reason.to_owned(),
-            message: message.to_owned(),
+            message: shortened(message),
             observed_generation: generation,
             last_transition_time: before
                 .map_or_else(|| Time(now), |before| before.last_transition_time.clone()),
@@ -230,3 +246,6 @@ fn conditions(
     };
     vec![ready, reconciling, stalled]
 }
+
+#[cfg(test)]
+mod tests;

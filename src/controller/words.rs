@@ -12,7 +12,9 @@ pub(crate) const BOUND: &str = "the claim is bound";
 const LONGEST: usize = 900;
 
 /// Worker flags, and the resource's fields that stand for them: in a Pod, nobody gives flags.
-const FIELDS: [(&str, &str); 16] = [
+const FIELDS: [(&str, &str); 17] = [
+    // none, since OSS lists in the order of bytes
+    ("--plan-first", "a run by hand that plans first"),
     ("--allow-empty", "generic.allowEmpty"),
     ("--unmappable", "generic.unmappable"),
     ("--concurrency", "generic.concurrency"),
@@ -157,3 +159,6 @@ pub(crate) fn access(access: &Access) -> String {
         Access::Role { account } => format!("account/{account}"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -168,7 +168,7 @@ fn settle(world: &mut World) -> Result<(), Broken> {
 /// Some seconds of a build without optimisation, unless more is asked for.
 fn cases() -> ProptestConfig {
     let config = ProptestConfig::default();
-    let cases = std::env::var_os("PROPTEST_CASES").map_or(3000, |_| config.cases);
+    let cases = std::env::var_os("PROPTEST_CASES").map_or(10_000, |_| config.cases);
     ProptestConfig { cases, max_shrink_iters: 200_000, ..config }
 }
 

@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::controller::{ControllerArgs, ManifestsArgs};
 use crate::handoff::{LogFormat, PopulateArgs, VerifyArgs};
 
 /// Fills a volume with the objects of an OSS prefix, and vouches for it.
@@ -24,6 +25,10 @@ pub enum Command {
     Populate(Box<PopulateArgs>),
     /// Read a filled directory again and compare it with its manifest
     Verify(VerifyArgs),
+    /// Serve the OSSVolumePopulator resource of a cluster
+    Controller(Box<ControllerArgs>),
+    /// Print what `kubectl apply -f -` needs: namespaces, resource definition, rights, controller
+    Manifests(ManifestsArgs),
 }
 
 /// How to log, to stderr.

@@ -2,6 +2,7 @@
 //! ends, and what it writes down. Pure: no clock, no environment, no I/O.
 
 mod args;
+mod argv;
 mod exit;
 mod quantity;
 mod records;
@@ -9,7 +10,8 @@ mod records;
 pub use args::{
     Direct, LogFormat, PopulateArgs, ProgressStyle, ShardOf, Unmappable, VerifyArgs, VerifyMode,
 };
-pub use exit::ExitCode;
+pub use argv::argv;
+pub use exit::{ExitCode, Verdict};
 pub use quantity::{ByteSize, QuantityError, Rate, Span};
 pub use records::{
     Checked, Figures, MARKER_VERSION, Marker, OUTCOME_LIMIT, Outcome, Plan, Progress, Report,

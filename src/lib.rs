@@ -10,12 +10,15 @@
 //! | [`keys`] | the names of things: bucket, prefix, key, path in the volume |
 //! | [`store`] | the source: OSS and S3 over HTTP, or a local directory |
 //! | [`worker`] | list, plan, fetch, verify, write, commit, mark |
+//! | [`controller`] | the resource of a cluster: claims get volumes that a worker has filled |
 //! | [`telemetry`] | logs |
 //!
-//! Dependencies point one way: `main -> cli -> worker -> {handoff, store} -> keys`. [`handoff`],
-//! [`keys`] and the files of [`worker`] that say so are pure: no clock, no environment, no I/O.
+//! Dependencies point one way: `main -> cli -> {worker, controller} -> {handoff, store} -> keys`, and
+//! neither role knows the other: what they agree on is [`handoff`]. That, [`keys`], and the files of
+//! the roles that say so are pure: no clock, no environment, no I/O.
 
 pub mod cli;
+pub mod controller;
 pub mod handoff;
 pub mod keys;
 pub mod store;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use ossvp::cli::{Cli, Command, LogArgs};
+use ossvp::controller::{self, ControllerArgs, ManifestsArgs, Settings, manifests};
 use ossvp::handoff::{ExitCode, Outcome, PopulateArgs, VerifyArgs};
 use ossvp::telemetry::{self, chain};
 use ossvp::worker::{self, Ended, Options, Stop};
@@ -25,6 +26,8 @@ fn main() -> ProcessCode {
     match command {
         Command::Populate(args) => populate(*args),
         Command::Verify(args) => verify(&args),
+        Command::Controller(args) => control(*args),
+        Command::Manifests(args) => print_manifests(&args),
     }
     .into()
 }
@@ -89,26 +92,69 @@ fn populate(args: PopulateArgs) -> ExitCode {
     };
     let ended = runtime.block_on(async {
         let (sender, stop) = Stop::channel();
-        for (kind, code) in [
-            (SignalKind::interrupt(), ExitCode::Interrupted),
-            (SignalKind::terminate(), ExitCode::Terminated),
-        ] {
-            let sender = sender.clone();
-            match signal(kind) {
-                Ok(mut signals) => drop(tokio::spawn(async move {
-                    while signals.recv().await.is_some() {
-                        sender.send_replace(Some(code));
-                    }
-                })),
-                Err(error) => tracing::warn!(%error, "signals cannot be caught"),
-            }
-        }
+        on_signal(move |code| {
+            sender.send_replace(Some(code));
+        });
         worker::run(options, stop).await
     });
     // a file call that hangs must not hold the exit; what it may still finish is right, only unsaid
     runtime.shutdown_timeout(Duration::from_secs(1));
     show(&ended);
     ended.code
+}
+
+/// Calls `stop` at each SIGINT and SIGTERM, with the exit code that it asks for.
+fn on_signal(stop: impl Fn(ExitCode) + Clone + Send + 'static) {
+    for (kind, code) in [
+        (SignalKind::interrupt(), ExitCode::Interrupted),
+        (SignalKind::terminate(), ExitCode::Terminated),
+    ] {
+        let stop = stop.clone();
+        match signal(kind) {
+            Ok(mut signals) => drop(tokio::spawn(async move {
+                while signals.recv().await.is_some() {
+                    stop(code);
+                }
+            })),
+            Err(error) => tracing::warn!(%error, "signals cannot be caught"),
+        }
+    }
+}
+
+fn control(args: ControllerArgs) -> ExitCode {
+    let settings = match Settings::new(args) {
+        Ok(settings) => settings,
+        Err(error) => return fail(&chain(&error), ExitCode::Usage),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start: {error}"), ExitCode::Unexpected),
+    };
+    let ended = runtime.block_on(async {
+        let stopped = std::sync::Arc::new(tokio::sync::Notify::new());
+        let notify = stopped.clone();
+        on_signal(move |_| notify.notify_one());
+        controller::run(settings, async move { stopped.notified().await }).await
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match ended {
+        // asked to end, and ended: a Pod that is replaced has not failed
+        Ok(()) => ExitCode::Complete,
+        Err(error) => fail(&chain(&error), ExitCode::Unexpected),
+    }
+}
+
+fn print_manifests(args: &ManifestsArgs) -> ExitCode {
+    match manifests(args) {
+        Ok(yaml) => match std::io::stdout().lock().write_all(yaml.as_bytes()) {
+            Ok(()) => ExitCode::Complete,
+            Err(error) => fail(&format!("cannot write: {error}"), ExitCode::Unexpected),
+        },
+        Err(error) => {
+            let _ = write!(std::io::stderr(), "{}", error.render());
+            ExitCode::Usage
+        }
+    }
 }
 
 /// A connection and a file for each request in flight, a few for ourselves: the soft limit of 1024

@@ -40,6 +40,28 @@ fn a_prefix_becomes_a_directory() {
 }
 
 #[test]
+fn a_volume_that_belongs_to_a_group_is_writable_for_it() {
+    let server = server();
+    let place = Place::new();
+    server.put(BUCKET, "data/dir/file", "a");
+    server.put(BUCKET, "data/large", bytes(1, 200_000));
+    // as the kubelet leaves the root of a volume with an fsGroup
+    std::fs::create_dir(place.volume()).unwrap();
+    std::os::unix::fs::chown(place.volume(), None, Some(4242)).unwrap();
+    std::fs::set_permissions(place.volume(), PermissionsExt::from_mode(0o2775)).unwrap();
+
+    populate(&server, "oss://bucket/data/", &place.volume())
+        .args(["--part-size", "64KiB"])
+        .run()
+        .ended(0);
+
+    for (path, mode) in [("dir", 0o2775), ("dir/file", 0o664), ("large", 0o664)] {
+        let found = std::fs::metadata(place.volume().join(path)).unwrap();
+        assert_eq!((found.permissions().mode() & 0o7777, found.gid()), (mode, 4242), "{path}");
+    }
+}
+
+#[test]
 fn a_second_run_fetches_nothing() {
     let server = server();
     let place = Place::new();

@@ -27,7 +27,47 @@ pub enum ExitCode {
     Terminated,
 }
 
+/// What is done about an exit code by whoever runs a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing: the volume is complete.
+    Done,
+    /// Another try, after a while, some times.
+    Retry,
+    /// Another try at once, which does not count.
+    RetryAtOnce,
+    /// Nothing until someone changes something.
+    Stop,
+}
+
 impl ExitCode {
+    /// Every one.
+    pub const ALL: [Self; 11] = [
+        Self::Complete,
+        Self::Unexpected,
+        Self::Usage,
+        Self::Source,
+        Self::Transient,
+        Self::Changed,
+        Self::Mismatch,
+        Self::Volume,
+        Self::Occupied,
+        Self::Interrupted,
+        Self::Terminated,
+    ];
+
+    /// What is done about it.
+    pub const fn verdict(self) -> Verdict {
+        match self {
+            Self::Complete => Verdict::Done,
+            Self::Unexpected | Self::Transient | Self::Changed => Verdict::Retry,
+            Self::Interrupted | Self::Terminated => Verdict::RetryAtOnce,
+            Self::Usage | Self::Source | Self::Mismatch | Self::Volume | Self::Occupied => {
+                Verdict::Stop
+            }
+        }
+    }
+
     /// The number that the process ends with.
     pub const fn number(self) -> u8 {
         match self {

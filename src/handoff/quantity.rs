@@ -186,6 +186,16 @@ impl FromStr for Span {
     }
 }
 
+/// Exact, so that parsing it again gives the same.
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_millis() {
+            ms if ms.is_multiple_of(1000) => write!(f, "{}s", ms / 1000),
+            ms => write!(f, "{ms}ms"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,8 +12,24 @@ use crate::handoff::ExitCode;
 
 pub(crate) const DIRECTORY: OFlags =
     OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::RDONLY);
-pub(crate) const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o755);
-pub(crate) const FILE_MODE: Mode = Mode::from_bits_truncate(0o644);
+/// Less the umask, which [`share`] sets.
+pub(crate) const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o775);
+pub(crate) const FILE_MODE: Mode = Mode::from_bits_truncate(0o664);
+
+/// Makes what is written from now on writable for the group if `root` is so that new files inherit
+/// its group, as the kubelet leaves a volume with an fsGroup; else, only for the owner. The umask is
+/// the process's, and a process fills one volume.
+pub(crate) fn share(root: impl AsFd, path: &str) -> Result<(), VolumeError> {
+    let stat = uninterrupted(|| fs::fstat(&root)).map_err(failed("look at", path))?;
+    let shared = Mode::SGID | Mode::WGRP;
+    let others = Mode::WGRP | Mode::WOTH;
+    let umask = rustix::process::umask(others);
+    rustix::process::umask(match Mode::from_raw_mode(stat.st_mode).contains(shared) {
+        true => umask - Mode::WGRP,
+        false => umask | others,
+    });
+    Ok(())
+}
 
 /// What went wrong on the volume, where.
 #[derive(Debug, thiserror::Error)]

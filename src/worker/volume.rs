@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::at::{
     DIRECTORY, DIRECTORY_MODE, FILE_MODE, Names, Room, VolumeError, close, drop_cached, errno,
     failed, is_refusal, naming, new_file, open_file, open_or_make_directory, remove_file, room,
-    uninterrupted, write_failed,
+    share, uninterrupted, write_failed,
 };
 use super::own::Own;
 use crate::handoff::ShardOf;
@@ -68,7 +68,7 @@ impl Volume {
     /// [`VolumeError::Held`] if another worker has it, [`VolumeError::Call`] otherwise.
     pub(crate) fn open(path: &Path, shard: ShardOf) -> Result<Self, VolumeError> {
         let shown = path.display().to_string();
-        match fs::mkdir(path, DIRECTORY_MODE) {
+        match fs::mkdir(path, DIRECTORY_MODE - Mode::WGRP) {
             Ok(()) | Err(Errno::EXIST) => {}
             // an existing directory on a read-only file system answers ROFS: the next call tells
             Err(Errno::ROFS | Errno::ACCESS) if path.is_dir() => {}
@@ -81,6 +81,7 @@ impl Volume {
         let root =
             fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY, Mode::empty())
                 .map_err(failed("open the volume", &shown))?;
+        share(&root, &shown)?;
         let base = Own::make(&root, OWN_DIRECTORY, OWN_DIRECTORY)?;
         let held = |locked: Option<File>| locked.ok_or_else(|| VolumeError::Held(path.to_owned()));
         // shards share the volume with each other, and with no one else

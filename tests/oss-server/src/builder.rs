@@ -169,6 +169,18 @@ impl Builder {
         self.sts.oidc_token = Some(token.into());
         self
     }
+    /// As [`Builder::oidc`], for any token that `check` takes.
+    pub fn oidc_checked(
+        mut self,
+        role_arn: &str,
+        provider_arn: &str,
+        check: fn(&str) -> bool,
+    ) -> Self {
+        self.sts.role_arn = Some(role_arn.into());
+        self.sts.provider_arn = Some(provider_arn.into());
+        self.sts.oidc_check = Some(check);
+        self
+    }
     /// The metadata service at `/latest/` tells of this RAM role.
     pub fn instance_role(mut self, name: &str) -> Self {
         self.sts.instance_role = Some(name.into());

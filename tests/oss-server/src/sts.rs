@@ -16,6 +16,8 @@ pub(crate) struct Config {
     pub(crate) role_arn: Option<String>,
     pub(crate) provider_arn: Option<String>,
     pub(crate) oidc_token: Option<String>,
+    /// What else is asked of a token.
+    pub(crate) oidc_check: Option<fn(&str) -> bool>,
     /// How long issued credentials live, whatever a request asks for.
     pub(crate) lifetime: Option<TimeDelta>,
     pub(crate) instance_role: Option<String>,
@@ -137,7 +139,8 @@ impl Sts {
             let message = "The OIDC Provider does not exist.".into();
             return Err(Refusal(404, "EntityNotExist.OIDCProvider", message));
         }
-        if differs(&config.oidc_token, "OIDCToken") {
+        let refused = config.oidc_check.is_some_and(|check| !check(parameter("OIDCToken")));
+        if refused || differs(&config.oidc_token, "OIDCToken") {
             let message = "This JWT is invalid.".into();
             return Err(Refusal(400, "AuthenticationFail.OIDCToken.Invalid", message));
         }

@@ -1,0 +1,167 @@
+//! Does what was decided. Every action holds only for the objects that were seen: a precondition
+//! fails it when someone else was faster, and the next pass sees what they did.
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use kube::api::{
+    Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+};
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+
+use super::decide::Action;
+use super::observe::Seen;
+use super::observed::Source;
+use super::settings::Settings;
+use super::{Answer, Error, build, names};
+
+/// Who writes, in managed fields.
+pub(super) const MANAGER: &str = "ossvp";
+
+/// Does `action` to what was `seen`.
+pub(super) async fn apply(
+    client: &Client,
+    settings: &Settings,
+    seen: &Seen,
+    action: &Action,
+) -> Result<(), Error> {
+    let here = settings.namespace.as_str();
+    let primes = || Api::<PersistentVolumeClaim>::namespaced(client.clone(), here);
+    let failed = |error| Error::Apply { action: format!("{action:?}"), error: Answer(error) };
+    let gone = |what| Error::Vanished { action: format!("{action:?}"), what };
+    let target = || seen.target.as_deref().ok_or_else(|| gone("claim"));
+    let prime = || seen.prime.as_deref().ok_or_else(|| gone("prime PVC"));
+    let post = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+    let claims = |claim: &PersistentVolumeClaim| {
+        let namespace = claim.namespace().unwrap_or_default();
+        Api::<PersistentVolumeClaim>::namespaced(client.clone(), &namespace)
+    };
+    match action {
+        Action::AddFinalizer => {
+            let claim = target()?;
+            let patch =
+                finalizers(claim, |finalizers| finalizers.push(names::FINALIZER.to_owned()));
+            patched(&claims(claim), claim, patch).await.map_err(failed)
+        }
+        Action::RemoveFinalizer => {
+            let claim = target()?;
+            let patch =
+                finalizers(claim, |finalizers| finalizers.retain(|it| it != names::FINALIZER));
+            patched(&claims(claim), claim, patch).await.map_err(failed)
+        }
+        Action::UnselectNode => {
+            let claim = target()?;
+            let path = build::pointer(names::SELECTED_NODE);
+            let patch = json!([unchanged(claim), {"op": "remove", "path": path}]);
+            patched(&claims(claim), claim, patch).await.map_err(failed)
+        }
+        Action::CreatePrime => {
+            let Source::Usable { digest, .. } = &seen.facts.source else {
+                return Err(gone("resource"));
+            };
+            created(primes().create(&post, &build::prime(target()?, digest, here)).await)
+                .map_err(failed)
+        }
+        Action::CreateJob => {
+            let (Source::Usable { access, .. }, Some(source)) = (&seen.facts.source, &seen.source)
+            else {
+                return Err(gone("resource"));
+            };
+            let job = build::job(target()?, prime()?, &source.spec, access, &settings.worker)
+                .map_err(|refusal| Error::Refused(refusal.message))?;
+            let jobs = Api::<Job>::namespaced(client.clone(), here);
+            created(jobs.create(&post, &job).await).map_err(failed)
+        }
+        Action::RecordFailure(failure) => {
+            let prime = prime()?;
+            let text = serde_json::to_string(failure).expect("plain strings and numbers serialise");
+            let note = json!({"op": "add", "path": build::pointer(names::FAILURE), "value": text});
+            patched(&primes(), prime, json!([unchanged(prime), note])).await.map_err(failed)
+        }
+        Action::Rebind => {
+            let volume = seen.volume.as_ref().ok_or_else(|| gone("volume"))?;
+            let patch = build::rebind(volume, target()?, &seen.source_name);
+            let volumes = Api::<PersistentVolume>::all(client.clone());
+            patched(&volumes, volume, patch).await.map_err(failed)
+        }
+        Action::DeletePods(strays) => {
+            let pods = Api::<Pod>::namespaced(client.clone(), here);
+            for stray in strays {
+                let how = DeleteParams {
+                    preconditions: Some(Preconditions {
+                        uid: Some(stray.uid.clone()),
+                        resource_version: None,
+                    }),
+                    ..DeleteParams::default()
+                };
+                unless_gone(pods.delete(&stray.name, &how).await.map(drop)).map_err(failed)?;
+            }
+            Ok(())
+        }
+        Action::DeleteJob => {
+            let Some(job) = seen.job.as_deref() else { return Ok(()) };
+            // in the foreground: the Job is there until its Pods are gone and the volume is free
+            let how = DeleteParams {
+                propagation_policy: Some(PropagationPolicy::Foreground),
+                preconditions: Some(Preconditions { uid: job.uid(), resource_version: None }),
+                ..DeleteParams::default()
+            };
+            let jobs = Api::<Job>::namespaced(client.clone(), here);
+            unless_gone(jobs.delete(&job.name_any(), &how).await.map(drop)).map_err(failed)
+        }
+        Action::DeletePrime => {
+            let prime = prime()?;
+            let how = DeleteParams {
+                preconditions: Some(Preconditions {
+                    uid: prime.uid(),
+                    resource_version: prime.resource_version(),
+                }),
+                ..DeleteParams::default()
+            };
+            unless_gone(primes().delete(&prime.name_any(), &how).await.map(drop)).map_err(failed)
+        }
+    }
+}
+
+/// The test that fails a patch of an object that is not as it was seen.
+fn unchanged(object: &impl ResourceExt) -> Value {
+    json!({"op": "test", "path": "/metadata/resourceVersion", "value": object.resource_version()})
+}
+
+fn finalizers(claim: &PersistentVolumeClaim, change: impl FnOnce(&mut Vec<String>)) -> Value {
+    let mut finalizers = claim.finalizers().to_vec();
+    change(&mut finalizers);
+    json!([
+        unchanged(claim),
+        // also where there were none
+        {"op": "add", "path": "/metadata/finalizers", "value": finalizers},
+    ])
+}
+
+async fn patched<K>(api: &Api<K>, object: &K, patch: Value) -> Result<(), kube::Error>
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let patch: json_patch::Patch = serde_json::from_value(patch).expect("a list of operations");
+    let by = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    unless_gone(
+        api.patch_metadata(&object.name_any(), &by, &Patch::Json::<()>(patch)).await.map(drop),
+    )
+}
+
+/// What is there already was made by an earlier pass.
+fn created<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is gone needs nothing: the next pass sees what follows.
+fn unless_gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
+    match result {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        result => result,
+    }
+}

@@ -1,0 +1,498 @@
+//! From what is seen of one claim to what is done next. Pure, and the only place with policy.
+//!
+//! ```text
+//!                      +-------------- spec or Secret changed, volume lost -------------+
+//!                      v                                                                |
+//!  Waiting --> AddFinalizer --> CreatePrime --> Provisioning --> CreateJob --> Populating
+//!                                                                                |    |
+//!                               Failed  <-- RecordFailure <------ Job failed ----+    | complete
+//!                                                                                     v
+//!  Finished <-- RemoveFinalizer <-- DeletePrime <-- DeleteJob <-- claim bound <-- Rebind
+//!                      ^
+//!                      +-- DeletePrime <-- DeleteJob <-- claim being deleted, at any moment
+//! ```
+//!
+//! The phase is derived at each pass and stored nowhere. Every action is idempotent, at most one is
+//! asked for at a time, and each leaves a state from which the next pass goes on, so that a
+//! controller that dies between any two converges.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::crd::Phase;
+use super::names;
+use super::observed::{
+    Class, Ended, Failure, Observed, Prime, PrimePhase, Source, Stray, Target, Volume, Worker,
+    WorkerState,
+};
+use super::words;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
+/// How often something is looked at again that makes no events: progress, warnings of others.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How long after the deletion of a claim it is said what holds it.
+const CLEANUP_STICKS: Duration = Duration::from_secs(300);
+
+/// What is done next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// The claim must not go before what is made for it.
+    AddFinalizer,
+    /// A claim of the same shape in the populator namespace, whose volume is filled.
+    CreatePrime,
+    /// The provisioner has given the node up: the scheduler must choose again.
+    UnselectNode,
+    /// The worker.
+    CreateJob,
+    /// Pods of a Job that someone deleted: nothing may write to the volume unseen.
+    DeletePods(Vec<Stray>),
+    /// Notes on the prime PVC that the population failed for good.
+    RecordFailure(Failure),
+    /// The filled volume becomes the claim's: the one step that hands data over.
+    Rebind,
+    DeleteJob,
+    DeletePrime,
+    /// Nothing of ours is left.
+    RemoveFinalizer,
+}
+
+impl Action {
+    /// For metrics and logs.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::AddFinalizer => "AddFinalizer",
+            Self::CreatePrime => "CreatePrime",
+            Self::UnselectNode => "UnselectNode",
+            Self::CreateJob => "CreateJob",
+            Self::DeletePods(_) => "DeletePods",
+            Self::RecordFailure(_) => "RecordFailure",
+            Self::Rebind => "Rebind",
+            Self::DeleteJob => "DeleteJob",
+            Self::DeletePrime => "DeletePrime",
+            Self::RemoveFinalizer => "RemoveFinalizer",
+        }
+    }
+
+    /// What users are told when the API server refuses it: an event's reason, and what failed.
+    pub(crate) fn failure(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::CreatePrime => {
+                ("PopulatorPVCPrimeCreationError", "the volume's own claim cannot be made")
+            }
+            Self::CreateJob => ("PopulatorCreationError", "the worker cannot be started"),
+            Self::Rebind => ("PopulatorRebindError", "the filled volume cannot be handed over"),
+            Self::AddFinalizer
+            | Self::UnselectNode
+            | Self::DeletePods(_)
+            | Self::RecordFailure(_)
+            | Self::DeleteJob
+            | Self::DeletePrime
+            | Self::RemoveFinalizer => ("PopulatorError", "the API server refuses a change"),
+        }
+    }
+}
+
+/// An event, on the claim and on the resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Notice {
+    pub(crate) warning: bool,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+    /// What makes it another event than the last one of this reason.
+    pub(crate) key: String,
+    /// When what it tells happened, if it happened once; `None`: it still lasts.
+    pub(crate) happened: Option<Timestamp>,
+}
+
+/// What is done next, and what is said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Decision {
+    pub(crate) phase: Phase,
+    /// Why, or what is waited for.
+    pub(crate) message: String,
+    pub(crate) notices: Vec<Notice>,
+    pub(crate) action: Option<Action>,
+    /// When to look again, if nothing changes before.
+    pub(crate) wait: Option<Duration>,
+}
+
+impl Decision {
+    fn new(phase: Phase, message: impl Into<String>) -> Self {
+        Self { phase, message: message.into(), notices: vec![], action: None, wait: None }
+    }
+
+    fn act(self, action: Action) -> Self {
+        Self { action: Some(action), ..self }
+    }
+
+    fn look_again(self) -> Self {
+        Self { wait: Some(LOOK_AGAIN), ..self }
+    }
+
+    /// Says the message as an event, for as long as it lasts.
+    fn warn(mut self, reason: &'static str) -> Self {
+        let message = self.message.clone();
+        self.notices.push(Notice {
+            warning: true,
+            reason,
+            key: message.clone(),
+            message,
+            happened: None,
+        });
+        self
+    }
+
+    fn tell(mut self, notice: Notice) -> Self {
+        self.notices.push(notice);
+        self
+    }
+
+    /// Deletes Pods that are not being deleted yet, and waits until they are gone.
+    fn remove(self, strays: &[Stray]) -> Self {
+        let left: Vec<Stray> = strays.iter().filter(|stray| !stray.deleting).cloned().collect();
+        match left.is_empty() {
+            true => self.look_again(),
+            false => self.act(Action::DeletePods(left)),
+        }
+    }
+
+    /// Deletes the Job, then the prime PVC, each after the other is gone; `last` is done when
+    /// neither is left.
+    fn tear_down(self, seen: &Observed, last: Option<Action>) -> Self {
+        match (&seen.worker, &seen.prime) {
+            (Some(worker), _) if worker.deleting => self.look_again(),
+            (Some(_), _) => self.act(Action::DeleteJob),
+            _ if !seen.strays.is_empty() => self.remove(&seen.strays),
+            (None, Some(prime)) if prime.deleting => self.look_again(),
+            (None, Some(_)) => self.act(Action::DeletePrime),
+            (None, None) => Self { action: last, ..self },
+        }
+    }
+}
+
+/// What to do next about one claim.
+pub(crate) fn decide(seen: &Observed, now: Timestamp) -> Decision {
+    let Some(target) = &seen.target else {
+        let gone =
+            Decision::new(Phase::Deleting, "the claim is gone; removing what was made for it");
+        return gone.tear_down(seen, None);
+    };
+    if let Some(since) = target.deleting {
+        return clean_up(seen, target, since, now);
+    }
+    // a claim may name the prime PVC's volume by itself; it gets it when it is filled, as any other
+    match target.volume.as_deref().filter(|volume| !is_primes(seen, volume)) {
+        Some(volume) => hand_over(seen, target, volume, now),
+        None => fill(seen, target, now),
+    }
+}
+
+fn clean_up(seen: &Observed, target: &Target, since: Timestamp, now: Timestamp) -> Decision {
+    let left = match (&seen.worker, &seen.prime) {
+        (None, _) if !seen.strays.is_empty() => "its worker's Pods",
+        (Some(_), _) => "its worker",
+        (None, Some(_)) => "its prime PVC",
+        (None, None) => "nothing",
+    };
+    let message = format!("the claim is being deleted; waiting for {left} to be gone");
+    let mut decision = Decision::new(Phase::Deleting, message);
+    if now.duration_since(since).unsigned_abs() > CLEANUP_STICKS && left != "nothing" {
+        decision = decision.warn("PopulatorCleanupStuck");
+    }
+    decision.tear_down(seen, target.finalizer.then_some(Action::RemoveFinalizer))
+}
+
+/// The claim has a volume: ours, if all went well, and then only the scaffolding is left to remove.
+fn hand_over(seen: &Observed, target: &Target, volume: &str, now: Timestamp) -> Decision {
+    if !target.finalizer && seen.prime.is_none() && seen.worker.is_none() {
+        return Decision::new(Phase::Finished, words::BOUND);
+    }
+    if target.lost {
+        let message = format!(
+            "volume {volume} is lost, and the claim with it; delete the claim, and make it anew"
+        );
+        return Decision::new(Phase::Failed, message).warn("PopulatorVolumeLost");
+    }
+    let named = seen.volume.as_ref().filter(|seen| seen.name == volume);
+    let primes = seen.prime.as_ref().and_then(|prime| prime.volume.as_deref());
+    let ours = primes == Some(volume) || named.is_some_and(|named| named.populated);
+    let claimed = is_targets(named, target);
+    if !target.bound && !claimed {
+        let message = format!("the claim names volume {volume}, which is not bound to it yet");
+        return Decision::new(Phase::Waiting, message).warn("PopulatorNotUsed").look_again();
+    }
+    if !target.bound || ours && !claimed {
+        // the binder writes the claim's side after the volume's: what we see is on its way
+        return Decision::new(Phase::Rebinding, "the volume is being bound to the claim")
+            .look_again();
+    }
+    let finished = match (ours, &seen.worker) {
+        (true, Some(worker)) => {
+            let message = words::finished(worker);
+            Decision::new(Phase::Finished, words::POPULATED).tell(Notice {
+                warning: false,
+                reason: "PopulatorFinished",
+                key: worker.uid.clone(),
+                message,
+                happened: Some(now),
+            })
+        }
+        (true, None) => Decision::new(Phase::Finished, words::POPULATED),
+        (false, _) => {
+            let message = format!("the claim was bound to volume {volume}, which is not populated");
+            Decision::new(Phase::Finished, message).warn("PopulatorNotUsed")
+        }
+    };
+    finished.tear_down(seen, target.finalizer.then_some(Action::RemoveFinalizer))
+}
+
+fn is_targets(volume: Option<&Volume>, target: &Target) -> bool {
+    volume.is_some_and(|volume| volume.claim.as_deref() == Some(&target.uid))
+}
+
+fn is_primes(seen: &Observed, name: &str) -> bool {
+    let (Some(prime), Some(volume)) = (&seen.prime, &seen.volume) else { return false };
+    volume.name == name && volume.claim.as_deref() == Some(&prime.uid)
+}
+
+/// The claim has no volume yet.
+fn fill(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
+    if is_targets(seen.volume.as_ref(), target) {
+        return Decision::new(Phase::Rebinding, "the volume is being bound to the claim")
+            .look_again();
+    }
+    if let Source::Refused(refusal) = &seen.source {
+        // whatever is there is kept, and not handed over while it is not allowed
+        return Decision::new(Phase::Failed, &refusal.message).warn(refusal.reason).look_again();
+    }
+    let Some(prime) = &seen.prime else { return begin(seen, target) };
+    if prime.deleting {
+        return replace(seen, "the prime PVC was deleted; its volume is given up");
+    }
+    if let Source::Usable { digest, access } = &seen.source {
+        if *digest != prime.digest {
+            return replace(seen, "the resource was changed; filling a fresh volume");
+        }
+        if let Some(failure) = &prime.failure
+            && failure.access != words::access(access)
+        {
+            return replace(seen, "the credentials were changed; filling a fresh volume");
+        }
+    }
+    // while the prime PVC is bound to it, a volume that someone deletes stays, but for nothing
+    let going = |volume: &Volume| volume.deleting && volume.claim.as_deref() == Some(&prime.uid);
+    if prime.phase == PrimePhase::Lost || seen.volume.as_ref().is_some_and(going) {
+        return replace(seen, "the volume is lost; filling a fresh one");
+    }
+    if !target.finalizer {
+        return Decision::new(Phase::Provisioning, "protecting the claim")
+            .act(Action::AddFinalizer);
+    }
+    if let Some(failure) = &prime.failure {
+        return Decision::new(Phase::Failed, words::failed(failure)).warn("PopulatorFailed");
+    }
+    if prime.phase == PrimePhase::Pending {
+        return provision(seen, target, prime);
+    }
+    let Some(volume) = seen.volume.as_ref().filter(|volume| usable(volume, prime)) else {
+        let message = "the prime PVC's volume is not bound to it; waiting for the PV controller";
+        return Decision::new(Phase::Provisioning, message).look_again();
+    };
+    populate(seen, target, prime, volume, now)
+}
+
+fn usable(volume: &Volume, prime: &Prime) -> bool {
+    volume.claim.as_deref() == Some(&prime.uid) && volume.bound && !volume.deleting
+}
+
+/// Whether there can be a volume, and then the first steps to it.
+fn begin(seen: &Observed, target: &Target) -> Decision {
+    if seen.worker.is_some() {
+        // it filled a volume that is gone
+        return replace(seen, "the prime PVC is gone; its volume is given up");
+    }
+    let waiting = |message: &str| Decision::new(Phase::Waiting, message);
+    if target.block {
+        let message = "volumeMode Block cannot be filled with objects; use Filesystem";
+        return Decision::new(Phase::Failed, message).warn("PopulatorUnsupportedClaim");
+    }
+    if seen.source == Source::Missing {
+        let message =
+            "the OSSVolumePopulator that dataSourceRef names does not exist yet; waiting for it";
+        return waiting(message).warn("PopulatorDataSourceNotFound");
+    }
+    let waits_for_consumer = match &seen.class {
+        Class::Dynamic { waits_for_consumer } => *waits_for_consumer,
+        Class::Unnamed => {
+            let message = "the claim names no storageClassName, and the cluster gave it no default; waiting for one";
+            return waiting(message).warn("PopulatorStorageClassNotFound");
+        }
+        Class::Missing(name) => {
+            let message = format!("StorageClass {name} does not exist; waiting for it");
+            return waiting(&message).warn("PopulatorStorageClassNotFound");
+        }
+        Class::Static(name) => {
+            let message =
+                format!("StorageClass {name} makes no volumes by a CSI driver; use one that does");
+            return Decision::new(Phase::Failed, message).warn("PopulatorUnsupportedClaim");
+        }
+    };
+    if waits_for_consumer && target.selected_node.is_none() {
+        return waiting(
+            "waiting for the first Pod that uses the claim, since its StorageClass does",
+        );
+    }
+    let making = Decision::new(Phase::Provisioning, "making the volume");
+    match target.finalizer {
+        false => making.act(Action::AddFinalizer),
+        true => making.act(Action::CreatePrime),
+    }
+}
+
+/// Removes Job and prime PVC, so that the next pass begins anew.
+fn replace(seen: &Observed, message: &str) -> Decision {
+    Decision::new(Phase::Provisioning, message).warn("PopulatorReplaced").tear_down(seen, None)
+}
+
+/// The prime PVC has no volume yet.
+fn provision(seen: &Observed, target: &Target, prime: &Prime) -> Decision {
+    let waits = matches!(seen.class, Class::Dynamic { waits_for_consumer: true });
+    if waits && prime.made_for_node != target.selected_node {
+        return replace(seen, "the scheduler chose another node");
+    }
+    if waits && prime.selected_node.is_none() {
+        // the provisioner takes it away when the node can have no volume
+        let message = "no volume can be made for the chosen node; the scheduler must choose again";
+        return Decision::new(Phase::Provisioning, message)
+            .warn("PopulatorNodeGivenUp")
+            .act(Action::UnselectNode);
+    }
+    match &seen.warning {
+        None => {
+            Decision::new(Phase::Provisioning, "waiting for the volume to be made").look_again()
+        }
+        Some(warning) => {
+            let message = format!("the volume cannot be made yet: {warning}");
+            Decision::new(Phase::Provisioning, message).warn("PopulatorProvisioning").look_again()
+        }
+    }
+}
+
+/// There is a volume to fill.
+fn populate(
+    seen: &Observed,
+    target: &Target,
+    prime: &Prime,
+    volume: &Volume,
+    now: Timestamp,
+) -> Decision {
+    if !seen.strays.is_empty() {
+        let message = "removing Pods of a worker that was deleted";
+        return Decision::new(Phase::Populating, message).remove(&seen.strays);
+    }
+    let Some(worker) = &seen.worker else {
+        return match &seen.source {
+            Source::Usable { .. } => {
+                Decision::new(Phase::Populating, "starting the worker").act(Action::CreateJob)
+            }
+            Source::Missing | Source::Refused(_) => {
+                let message = "the OSSVolumePopulator that dataSourceRef names was deleted before its worker started; waiting for it";
+                Decision::new(Phase::Waiting, message).warn("PopulatorDataSourceNotFound")
+            }
+        };
+    };
+    if worker.deleting {
+        return Decision::new(Phase::Populating, "the worker was deleted; starting another")
+            .look_again();
+    }
+    if worker.prime != prime.uid {
+        // it filled an earlier volume
+        return Decision::new(Phase::Populating, "replacing a worker of an earlier volume")
+            .act(Action::DeleteJob);
+    }
+    let created = Notice {
+        warning: false,
+        reason: "PopulatorCreated",
+        message: format!(
+            "volume {} is being filled by Job {}",
+            volume.name,
+            names::job(&target.uid)
+        ),
+        key: worker.uid.clone(),
+        happened: worker.created,
+    };
+    match worker.state {
+        WorkerState::Complete => {
+            Decision::new(Phase::Rebinding, "the volume is filled; handing it over")
+                .tell(created)
+                .act(Action::Rebind)
+        }
+        WorkerState::Failed => {
+            let failure = Failure {
+                code: worker.ended.as_ref().and_then(|ended| ended.code),
+                message: words::why(worker),
+                access: match &seen.source {
+                    Source::Usable { access, .. } => words::access(access),
+                    Source::Missing | Source::Refused(_) => String::new(),
+                },
+                time: now,
+            };
+            Decision::new(Phase::Failed, words::failed(&failure))
+                .tell(created)
+                .act(Action::RecordFailure(failure))
+        }
+        WorkerState::Active => under_way(seen, worker, created),
+    }
+}
+
+fn under_way(seen: &Observed, worker: &Worker, created: Notice) -> Decision {
+    let held = worker.pod.as_ref().filter(|pod| !pod.running);
+    let held = held.and_then(|pod| pod.held_by.clone()).or_else(|| {
+        let idle = worker.pod.as_ref().is_none_or(|pod| !pod.running);
+        seen.warning.clone().filter(|_| idle)
+    });
+    let mut decision = match held {
+        Some(held) => {
+            let message = format!("the worker cannot start: {held}");
+            Decision::new(Phase::Populating, message).warn("PopulatorStalled")
+        }
+        None => Decision::new(Phase::Populating, words::progress(worker)),
+    };
+    decision.notices.insert(0, created);
+    if let Some(ended) = &worker.ended {
+        let newest = worker.pod.as_ref().is_some_and(|pod| pod.name == ended.pod);
+        match newest {
+            // whether there will be another is for the Job controller to say
+            true => decision.message = words::between(ended),
+            false => decision.notices.push(retrying(worker, ended)),
+        }
+    }
+    if let Some(quarter) =
+        words::percent(worker).map(|percent| percent / 25 * 25).filter(|it| (25..100).contains(it))
+    {
+        decision.notices.push(Notice {
+            warning: false,
+            reason: "PopulatorProgress",
+            message: words::progress(worker),
+            key: format!("{} {quarter}", worker.uid),
+            // told once, when it is seen
+            happened: None,
+        });
+    }
+    decision.look_again()
+}
+
+fn retrying(worker: &Worker, ended: &Ended) -> Notice {
+    Notice {
+        warning: true,
+        reason: "PopulatorRetrying",
+        message: words::retrying(worker, ended),
+        key: ended.pod.clone(),
+        happened: ended.time.or(worker.created),
+    }
+}

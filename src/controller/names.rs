@@ -1,0 +1,44 @@
+//! Labels, annotations and names of what the controller makes. Pure.
+
+/// Keeps a claim until everything that was made for it is gone.
+pub(crate) const FINALIZER: &str = "storage.alibabacloud.com/populate-target-protection";
+/// On prime PVC, Job and Pods: the UID of the claim they are made for.
+pub(crate) const CLAIM_UID: &str = "storage.alibabacloud.com/pvc-uid";
+/// On prime PVC, Job and Pods, as annotation: namespace and name of the claim, with a `/` between.
+pub(crate) const CLAIM: &str = "storage.alibabacloud.com/pvc";
+/// On the prime PVC, as annotation: digest of the spec by which its volume is filled.
+pub(crate) const SPEC_DIGEST: &str = "storage.alibabacloud.com/spec-digest";
+/// On the prime PVC, as annotation: the node that its volume is made for. The provisioner takes
+/// [`SELECTED_NODE`] away when that node can have none; this one stays.
+pub(crate) const MADE_FOR_NODE: &str = "storage.alibabacloud.com/made-for-node";
+/// On the prime PVC, as annotation: how the population failed for good, as JSON.
+pub(crate) const FAILURE: &str = "storage.alibabacloud.com/failure";
+/// On the Job, as annotation: the UID of the prime PVC whose volume it fills.
+pub(crate) const PRIME_UID: &str = "storage.alibabacloud.com/prime-uid";
+/// On the PV, as annotation: namespace of the claim and name of the resource.
+pub(crate) const POPULATED_FROM: &str = "storage.alibabacloud.com/populated-from";
+/// On Secrets and service accounts of the populator namespace, as annotation: the namespaces whose
+/// resources may use them (`--require-grant`), separated by commas; `*` is all.
+pub(crate) const ALLOWED_NAMESPACES: &str = "storage.alibabacloud.com/allowed-namespaces";
+/// On service accounts of the populator namespace, as annotation: the RAM role that is granted.
+pub(crate) const ROLE_ARN: &str = "storage.alibabacloud.com/role-arn";
+/// On everything that the controller makes.
+pub(crate) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "ossvp");
+
+/// What CSI's external-provisioner and the PV controller look at.
+pub(crate) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+
+/// The service account that worker Pods run as, unless a grant names another.
+pub(crate) const WORKER_ACCOUNT: &str = "ossvp-worker";
+/// The worker's container.
+pub(crate) const CONTAINER: &str = "populate";
+
+/// The name of a claim's prime PVC.
+pub(crate) fn prime(uid: &str) -> String {
+    format!("prime-{uid}")
+}
+
+/// The name of a claim's Job.
+pub(crate) fn job(uid: &str) -> String {
+    format!("populate-{uid}")
+}

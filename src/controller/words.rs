@@ -1,0 +1,159 @@
+//! What users read: messages of events and status. Pure.
+
+use super::observed::{Ended, Failure, Worker};
+use super::policy::Access;
+
+/// The seed's message of a resource whose volumes are filled.
+pub(crate) const POPULATED: &str = "Populated successfully";
+/// Of a claim that is none of ours any more, or never was.
+pub(crate) const BOUND: &str = "the claim is bound";
+
+/// The most characters of a worker's message that an event repeats: an event's note has 1,024.
+const LONGEST: usize = 900;
+
+/// Worker flags, and the resource's fields that stand for them: in a Pod, nobody gives flags.
+const FIELDS: [(&str, &str); 16] = [
+    ("--allow-empty", "generic.allowEmpty"),
+    ("--unmappable", "generic.unmappable"),
+    ("--concurrency", "generic.concurrency"),
+    ("--throughput", "generic.throughput"),
+    ("--addressing", "generic.addressing"),
+    ("--part-size", "generic.partSize"),
+    ("--ca-bundle", "the controller's --worker-ca-configmap"),
+    ("--anonymous", "generic.secretRef"),
+    ("--endpoint", "endpoint"),
+    ("--include", "generic.include"),
+    ("--exclude", "generic.exclude"),
+    ("--verify", "generic.verify"),
+    ("--region", "region"),
+    ("--sha256", "generic.sha256"),
+    ("--force", "a fresh PVC"),
+    ("--shard", "parallelism"),
+];
+
+/// A worker's message, in the resource's terms.
+///
+/// ```
+/// use ossvp::controller::in_resource_terms;
+/// let said = "key \"a//b\" is no safe path; leave it out (--exclude), or --unmappable escape";
+/// assert_eq!(
+///     in_resource_terms(said),
+///     "key \"a//b\" is no safe path; leave it out (generic.exclude), or generic.unmappable escape"
+/// );
+/// ```
+pub fn in_resource_terms(message: &str) -> String {
+    let told =
+        FIELDS.iter().fold(message.to_owned(), |text, (flag, field)| text.replace(flag, field));
+    match told.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &told[..end]),
+        None => told,
+    }
+}
+
+/// How much of the volume is there, in percent, once the source is listed.
+pub(crate) fn percent(worker: &Worker) -> Option<u64> {
+    let progress = worker.progress.as_ref().filter(|progress| progress.listing_done)?;
+    Some(match progress.bytes_total {
+        0 => 100,
+        total => (u128::from(progress.bytes.min(total)) * 100 / u128::from(total)) as u64,
+    })
+}
+
+/// How far the worker is.
+pub(crate) fn progress(worker: &Worker) -> String {
+    let Some(progress) = &worker.progress else {
+        return match worker.pod.as_ref().is_some_and(|pod| pod.running) {
+            true => "the worker has started".to_owned(),
+            false => "waiting for the worker to start".to_owned(),
+        };
+    };
+    let (bytes, rate) = (size(progress.bytes), size(progress.bytes_per_s));
+    match percent(worker) {
+        Some(percent) => {
+            let total = size(progress.bytes_total);
+            format!("{percent}%: {bytes} of {total}, {} objects, {rate}/s", progress.objects)
+        }
+        None => {
+            let total = size(progress.bytes_total);
+            format!(
+                "{bytes} of at least {total}, {} objects, {rate}/s, still listing",
+                progress.objects
+            )
+        }
+    }
+}
+
+fn size(bytes: u64) -> String {
+    indicatif::DecimalBytes(bytes).to_string()
+}
+
+/// What a finished worker did.
+pub(crate) fn finished(worker: &Worker) -> String {
+    match worker.ended.as_ref().and_then(|ended| ended.figures) {
+        Some((objects, bytes, rate)) => {
+            format!("{POPULATED}: {objects} objects, {}, {}/s", size(bytes), size(rate))
+        }
+        None => POPULATED.to_owned(),
+    }
+}
+
+/// Why the Job failed: what the newest Pod said.
+pub(crate) fn why(worker: &Worker) -> String {
+    let Some(ended) = &worker.ended else {
+        return "the Job failed before any of its Pods ended; see its events".to_owned();
+    };
+    let told = ended_as(ended);
+    match worker.failed_pods {
+        0 | 1 => told,
+        tries => format!("{told} (after {tries} tries)"),
+    }
+}
+
+fn ended_as(ended: &Ended) -> String {
+    let message = in_resource_terms(&ended.message);
+    if ended.out_of_memory {
+        return "the worker ran out of memory; give it more by generic.resources.limits.memory, or lower generic.concurrency".to_owned();
+    }
+    if ended.disrupted {
+        return format!("Pod {} was evicted or lost its node: {message}", ended.pod)
+            .trim_end_matches(": ")
+            .to_owned();
+    }
+    match (ended.code, message.is_empty()) {
+        (_, false) => message,
+        (Some(code), true) => {
+            format!("the worker ended with code {code}; see the log of Pod {}", ended.pod)
+        }
+        (None, true) => format!("Pod {} failed; see its events", ended.pod),
+    }
+}
+
+/// Why another worker Pod is started.
+pub(crate) fn retrying(worker: &Worker, ended: &Ended) -> String {
+    let tries = match worker.failed_pods {
+        0 => String::new(),
+        tries => format!(" ({tries} failed so far)"),
+    };
+    format!("trying again{tries}: {}", ended_as(ended))
+}
+
+/// The newest worker Pod has ended, and what follows is not known yet.
+pub(crate) fn between(ended: &Ended) -> String {
+    match ended.code {
+        Some(0) => "the worker has filled the volume".to_owned(),
+        _ => format!("a worker has failed: {}", ended_as(ended)),
+    }
+}
+
+/// A failure for good, and what ends it.
+pub(crate) fn failed(failure: &Failure) -> String {
+    failure.message.clone()
+}
+
+/// What tells one set of credentials from another.
+pub(crate) fn access(access: &Access) -> String {
+    match access {
+        Access::Secret { name, version, .. } => format!("secret/{name}/{version}"),
+        Access::Role { account } => format!("account/{account}"),
+    }
+}

@@ -1,0 +1,309 @@
+//! A cluster with the controller in it, as its own manifests install it.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cluster::{AuditEvent, ControlPlane};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::api::{Api, ListParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config, ResourceExt};
+use serde_json::json;
+use stand_in::{Image, NodeSpec, Options, StandIn};
+use tokio::runtime::Runtime;
+
+/// The namespace of workers.
+pub const POPULATORS: &str = "ack-volume-populator";
+/// The namespace of the controller.
+pub const SYSTEM: &str = "ossvp-system";
+/// The controller's user.
+pub const USER: &str = "system:serviceaccount:ossvp-system:ossvp-controller";
+/// The workers' image.
+pub const IMAGE: &str = "example.com/ossvp:test";
+const OWN_IMAGE: &str = "--worker-image=";
+const PROVISIONER: &str = "stand-in.csi.example.com";
+
+/// One runtime for all tests: worlds outlive the test that began them.
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap());
+static SHARED: LazyLock<Arc<World>> = LazyLock::new(|| {
+    let world = World::start(&["--allow-endpoint=127.0.0.1", "--allow-priority-class=low"]);
+    world.start_controller();
+    Arc::new(world)
+});
+/// Worlds of a test's own take their turns: each is a control plane.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Runs a test in the world that most tests share.
+pub fn shared<F: Future<Output = ()>>(test: impl FnOnce(Arc<World>) -> F) {
+    let world = SHARED.clone();
+    RUNTIME.block_on(test(world));
+}
+
+/// Runs a test in a world of its own, whose controller has not been started and will have `flags`.
+pub fn alone<F: Future<Output = ()>>(flags: &[&str], test: impl FnOnce(Arc<World>) -> F) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let world = Arc::new(World::start(flags));
+    RUNTIME.block_on(test(world));
+}
+
+pub struct World {
+    pub plane: ControlPlane,
+    pub client: Client,
+    pub stand_in: StandIn,
+    /// The controller's own kubeconfig.
+    pub kubeconfig: PathBuf,
+    pub flags: Vec<String>,
+    controllers: Mutex<Vec<Controller>>,
+    /// What the watch over the promise found broken.
+    broken: Arc<Mutex<Vec<String>>>,
+}
+
+/// A controller process.
+pub struct Controller {
+    child: Mutex<Child>,
+    log: PathBuf,
+}
+
+impl World {
+    fn start(flags: &[&str]) -> Self {
+        let plane = ControlPlane::start().unwrap();
+        let client = client(&plane.kubeconfig());
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let options = Options::new()
+            .provisioner(PROVISIONER)
+            .node(NodeSpec::named("node-a").label("zone", "a"))
+            .node(NodeSpec::named("node-b").label("zone", "b"))
+            .image(IMAGE, Image::program(env!("CARGO_BIN_EXE_ossvp")).user(65532))
+            .image("busybox", Image::shell());
+        let stand_in = StandIn::start_alone(&plane.kubeconfig(), options).unwrap();
+        let mut world = Self {
+            kubeconfig: PathBuf::new(),
+            plane,
+            client,
+            stand_in,
+            flags,
+            controllers: Mutex::default(),
+            broken: Arc::default(),
+        };
+        world.install();
+        world.kubeconfig = Self::log_in(&world.plane);
+        RUNTIME.block_on(world.prepare());
+        world.watch_the_promise();
+        world
+    }
+
+    /// As a user would: `ossvp manifests | kubectl apply -f -`, but that the controller is no Pod.
+    fn install(&self) {
+        let mut manifests = Command::new(env!("CARGO_BIN_EXE_ossvp"));
+        // the image is said once
+        let flags = self.flags.iter().filter(|flag| !flag.starts_with(OWN_IMAGE));
+        manifests.args(["manifests", "--image", IMAGE, "--replicas=0", "--"]).args(flags);
+        let manifests = manifests.output().unwrap();
+        assert!(manifests.status.success(), "{}", String::from_utf8_lossy(&manifests.stderr));
+        let file = self.plane.folder().join("manifests.yaml");
+        std::fs::write(&file, manifests.stdout).unwrap();
+        self.kubectl(&["apply", "--server-side", "-f", file.to_str().unwrap()]);
+        self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
+    }
+
+    /// Storage classes.
+    async fn prepare(&self) {
+        let classes = Api::<StorageClass>::all(self.client.clone());
+        for (name, mode, parameters) in [
+            ("immediate", "Immediate", json!({})),
+            ("consumer", "WaitForFirstConsumer", json!({})),
+            ("sized", "Immediate", json!({"sized": "ext4"})),
+            ("nas", "Immediate", json!({"csi.storage.k8s.io/fstype": "nfs"})),
+        ] {
+            self.class(&classes, name, mode, parameters).await;
+        }
+    }
+
+    /// A kubeconfig with a token of the controller's own service account.
+    fn log_in(plane: &ControlPlane) -> PathBuf {
+        let token = plane.service_account_token(SYSTEM, "ossvp-controller").unwrap();
+        plane.kubeconfig_for(&token).unwrap()
+    }
+
+    pub async fn class(
+        &self,
+        classes: &Api<StorageClass>,
+        name: &str,
+        mode: &str,
+        parameters: serde_json::Value,
+    ) {
+        let class = serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "provisioner": PROVISIONER,
+            "volumeBindingMode": mode,
+            "reclaimPolicy": "Delete",
+            "parameters": parameters,
+        }));
+        classes.create(&PostParams::default(), &class.unwrap()).await.unwrap();
+    }
+
+    /// Watches for as long as the world lasts that no claim of ours is bound to a volume without its
+    /// completion marker.
+    fn watch_the_promise(&self) {
+        let (client, broken) = (self.client.clone(), self.broken.clone());
+        let volumes = self.stand_in.volume("any").parent().unwrap().to_owned();
+        RUNTIME.spawn(async move {
+            let claims = Api::<PersistentVolumeClaim>::all(client.clone());
+            loop {
+                let bound = claims.list(&ListParams::default()).await.into_iter().flatten();
+                for claim in bound {
+                    let spec = claim.spec.clone().unwrap_or_default();
+                    let ours =
+                        spec.data_source_ref.is_some_and(|it| it.kind == "OSSVolumePopulator");
+                    let Some(volume) = spec.volume_name.filter(|_| ours) else { continue };
+                    let marker = volumes.join(&volume).join(".ossvp/complete.json");
+                    if claim.metadata.deletion_timestamp.is_some() || marker.exists() {
+                        continue;
+                    }
+                    // unless both went away meanwhile
+                    let volumes = Api::<PersistentVolume>::all(client.clone());
+                    if let Ok(Some(volume)) = volumes.get_opt(&volume).await
+                        && volume.metadata.deletion_timestamp.is_none()
+                        && !marker.exists()
+                    {
+                        let name = format!(
+                            "{}/{}",
+                            claim.namespace().unwrap_or_default(),
+                            claim.name_any()
+                        );
+                        broken.lock().unwrap().push(name);
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+    }
+
+    /// Panics if a claim was ever bound to a volume that was not filled.
+    pub fn promise_holds(&self) {
+        let mut broken = self.broken.lock().unwrap().clone();
+        // bound by hand, by the test that looks at that
+        broken.retain(|claim| !claim.starts_with("by-hand-"));
+        assert!(broken.is_empty(), "bound to volumes that are not filled: {broken:?}");
+    }
+
+    /// Starts one more controller with the world's flags.
+    pub fn start_controller(&self) {
+        let mut controllers = self.controllers.lock().unwrap();
+        let log = self.plane.folder().join(format!("controller-{}.log", controllers.len()));
+        controllers.push(Controller::start(&self.kubeconfig, &self.flags, &[], log));
+    }
+
+    pub fn controller_log(&self) -> String {
+        let controllers = self.controllers.lock().unwrap();
+        let logs =
+            controllers.iter().map(|it| std::fs::read_to_string(&it.log).unwrap_or_default());
+        logs.collect::<Vec<_>>().join("\n--- next controller ---\n")
+    }
+
+    /// Runs kubectl as the administrator; its output.
+    #[track_caller]
+    pub fn kubectl(&self, args: &[&str]) -> String {
+        let (ok, output) = self.try_kubectl(args);
+        assert!(ok, "kubectl {args:?}: {output}");
+        output
+    }
+
+    /// Whether kubectl was content, and what it said.
+    pub fn try_kubectl(&self, args: &[&str]) -> (bool, String) {
+        let mut command = Command::new(self.plane.kubectl());
+        command.env("KUBECONFIG", self.plane.kubeconfig()).args(args);
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// What the controller asked of the API server so far.
+    pub fn requests(&self) -> Vec<AuditEvent> {
+        let events = self.plane.audit().events().unwrap();
+        events.into_iter().filter(|event| event.user == USER).collect()
+    }
+}
+
+impl Controller {
+    pub fn start(
+        kubeconfig: &std::path::Path,
+        flags: &[String],
+        more: &[&str],
+        log: PathBuf,
+    ) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ossvp"));
+        let image = format!("{OWN_IMAGE}{IMAGE}");
+        command
+            .env_clear()
+            .env("KUBECONFIG", kubeconfig)
+            .args(["controller", "-v", "--listen=127.0.0.1:0"])
+            .args((!flags.iter().any(|it| it.starts_with(OWN_IMAGE))).then_some(image))
+            .args(flags)
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap());
+        Self { child: Mutex::new(command.spawn().unwrap()), log }
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child.lock().unwrap());
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// Whether the process has ended, and how.
+    pub fn ended(&self) -> Option<std::process::ExitStatus> {
+        self.child.lock().unwrap().try_wait().unwrap()
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// A client by a kubeconfig file.
+fn client(kubeconfig: &std::path::Path) -> Client {
+    let config = Kubeconfig::read_from(kubeconfig).unwrap();
+    let _in_runtime = RUNTIME.enter();
+    let config =
+        RUNTIME.block_on(Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()));
+    Client::try_from(config.unwrap()).unwrap()
+}
+
+/// Waits until `look` finds what it looks for; `what` it is, in case it never comes.
+pub async fn until<T, F>(world: &World, what: &str, mut look: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        if start.elapsed() > Duration::from_secs(120) {
+            let (_, claims) =
+                world.try_kubectl(&["get", "pvc,job,pod,pv,ossvp", "-A", "-o", "wide"]);
+            let (_, events) = world.try_kubectl(&["get", "events", "-A"]);
+            let log = world.controller_log();
+            let tail = log.lines().rev().take(60).collect::<Vec<_>>();
+            let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
+            panic!("never: {what}\n{claims}\n{events}\n{tail}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

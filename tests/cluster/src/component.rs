@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::Error;
 use crate::keeper::Keeper;
+use crate::wait::{LIMIT, Look, until};
 
 /// What of a log an error shows: some thirty lines, of which the reason is nearly always one.
 const TAIL: u64 = 6 << 10;
@@ -62,6 +63,11 @@ impl Component {
         format!("\n--- {}:\n{}", self.name, self.tail())
     }
 
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Stops it at once and waits for its end.
     pub(crate) fn stop(&mut self) {
         // fails only if it has ended already
@@ -73,6 +79,36 @@ impl Component {
 impl Drop for Component {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Waits until `look` has found something, as long as all components run. That the API server does
+/// not answer is no reason to give up.
+pub(crate) fn wait_for<T>(
+    components: &mut [Component],
+    what: &str,
+    mut look: impl FnMut() -> Result<Result<T, String>, Error>,
+) -> Result<T, Error> {
+    let result = until(
+        what,
+        LIMIT,
+        || {
+            components.iter_mut().try_for_each(Component::running)?;
+            Ok(match look() {
+                Ok(Ok(found)) => Look::Done(found),
+                Ok(Err(last)) => Look::NotYet(last),
+                Err(Error::Request { source, .. }) => Look::NotYet(source.to_string()),
+                Err(error) => return Err(error),
+            })
+        },
+        String::new,
+    );
+    match result {
+        Err(Error::Late { what, seconds, last, .. }) => {
+            let tails = components.iter().map(Component::titled_tail).collect();
+            Err(Error::Late { what, seconds, last, tails })
+        }
+        result => result,
     }
 }
 

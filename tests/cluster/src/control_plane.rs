@@ -8,82 +8,19 @@ use std::process::Command;
 
 use crate::api::Api;
 use crate::audit::{Audit, POLICY};
-use crate::component::Component;
+use crate::component::{self, Component};
 use crate::keeper::Keeper;
 use crate::kubeconfig::kubeconfig;
 use crate::pki::Pki;
-use crate::wait::{LIMIT, Look, until};
-use crate::{Error, binaries};
-
-/// Another process may take a port between its choice and its use.
-const TRIES: usize = 3;
+use crate::{Error, Options};
 
 /// The address of the `kubernetes` service.
-pub(crate) const SERVICE_IP: &str = "10.96.0.1";
-
-/// What a control plane should be like.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    feature_gates: Vec<String>,
-    api_server: Vec<String>,
-    controller_manager: Vec<String>,
-    users: Vec<(String, String)>,
-}
-
-impl Options {
-    /// Switches a feature gate of all components, e.g. `("AnyVolumeDataSource", false)`.
-    #[must_use]
-    pub fn feature_gate(mut self, name: &str, on: bool) -> Self {
-        self.feature_gates.push(format!("{name}={on}"));
-        self
-    }
-
-    /// One more flag for kube-apiserver, e.g. `--enable-admission-plugins=AlwaysPullImages`.
-    #[must_use]
-    pub fn api_server_flag(mut self, flag: &str) -> Self {
-        self.api_server.push(flag.to_owned());
-        self
-    }
-
-    /// One more flag for kube-controller-manager.
-    #[must_use]
-    pub fn controller_manager_flag(mut self, flag: &str) -> Self {
-        self.controller_manager.push(flag.to_owned());
-        self
-    }
-
-    /// One more user with a token of its own and no rights but its groups'.
-    #[must_use]
-    pub fn user(mut self, name: &str, groups: &[&str]) -> Self {
-        self.users.push((name.to_owned(), groups.join(",")));
-        self
-    }
-
-    /// Starts it and waits until it works.
-    ///
-    /// # Errors
-    ///
-    /// If it does not, with the end of the log of who is to blame.
-    pub fn start(self) -> Result<ControlPlane, Error> {
-        let bin = binaries::build("control-plane")?;
-        let mut tries = 1;
-        loop {
-            match ControlPlane::try_start(&self, &bin) {
-                Err(Error::Ended { tail, .. })
-                    if tries < TRIES && tail.contains("address already in use") =>
-                {
-                    tries += 1;
-                }
-                result => return result,
-            }
-        }
-    }
-}
+pub(crate) const SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
 /// A Kubernetes without nodes. Everything that it started is gone when it is dropped.
 ///
 /// Its users are `admin` (group `system:masters`), `system:kube-controller-manager`,
-/// `system:kube-scheduler`, `system:node:node`, and those of the [`Options`].
+/// `system:kube-scheduler`, `system:node:node`, `csi-provisioner`, and those of the [`Options`].
 #[derive(Debug)]
 pub struct ControlPlane {
     bin: PathBuf,
@@ -114,7 +51,7 @@ impl ControlPlane {
         Options::default()
     }
 
-    fn try_start(options: &Options, bin: &Path) -> Result<Self, Error> {
+    pub(crate) fn try_start(options: &Options, bin: &Path) -> Result<Self, Error> {
         let folder = tempfile::Builder::new()
             .prefix("ossvp-cluster-")
             .tempdir()
@@ -126,9 +63,12 @@ impl ControlPlane {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, secure));
         let url = format!("https://{address}");
         let pki = Pki::generate(&folder)?;
-        let hosts = ["127.0.0.1", "localhost", SERVICE_IP, "kubernetes.default.svc"];
+        let service = SERVICE_IP.to_string();
+        let hosts = ["127.0.0.1", "localhost", &service, "kubernetes.default.svc"];
         pki.server(&folder, "kube-apiserver", &hosts)?;
         pki.server(&folder, "kube-controller-manager", &hosts[..2])?;
+        // for logs, which the API server fetches from the kubelet
+        pki.client(&folder, "kubelet-client", "system:masters")?;
 
         let mut tokens = Vec::new();
         let mut lines = String::new();
@@ -137,6 +77,7 @@ impl ControlPlane {
             ("system:kube-controller-manager", ""),
             ("system:kube-scheduler", ""),
             ("system:node:node", "system:nodes"),
+            ("csi-provisioner", "system:masters"),
         ];
         let more = options.users.iter().map(|(name, groups)| (name.as_str(), groups.as_str()));
         for (name, groups) in own.into_iter().chain(more) {
@@ -218,11 +159,13 @@ impl ControlPlane {
             .arg(format!("--service-account-signing-key-file={}", file("sa.key")))
             .args(["--service-cluster-ip-range=10.96.0.0/16", "--allow-privileged=true"])
             .arg("--kubelet-preferred-address-types=InternalIP")
+            .arg(format!("--kubelet-client-certificate={}", file("kubelet-client.crt")))
+            .arg(format!("--kubelet-client-key={}", file("kubelet-client.key")))
             .arg(format!("--audit-policy-file={}", file("audit-policy.json")))
             .arg(format!("--audit-log-path={}", file("audit.jsonl")))
             // MB: never begun anew during a test
             .arg("--audit-log-maxsize=4096")
-            .args(feature_gates(options))
+            .args(options.feature_gates())
             .args(&options.api_server);
         self.run("kube-apiserver", command)
     }
@@ -244,46 +187,25 @@ impl ControlPlane {
             .arg("--pvclaimbinder-sync-period=1s")
             // 20 a second by default: a test with many Pods would wait for nothing else
             .args(["--kube-api-qps=500", "--kube-api-burst=1000"])
-            .args(feature_gates(options))
+            .args(options.feature_gates())
             .args(&options.controller_manager);
         self.run("kube-controller-manager", command)
     }
 
-    pub(crate) fn run(&mut self, name: &str, mut command: Command) -> Result<(), Error> {
+    fn run(&mut self, name: &str, mut command: Command) -> Result<(), Error> {
         command.current_dir(&self.folder);
         let component = Component::start(name, command, &self.folder, &self.keeper)?;
         self.components.push(component);
         Ok(())
     }
 
-    /// Waits until `look` has found something, as long as all components run.
     fn wait_for<T>(
         &mut self,
         what: &str,
         mut look: impl FnMut(&Api) -> Result<Result<T, String>, Error>,
     ) -> Result<T, Error> {
-        let (api, components) = (&self.api, &mut self.components);
-        let result = until(
-            what,
-            LIMIT,
-            || {
-                components.iter_mut().try_for_each(Component::running)?;
-                Ok(match look(api) {
-                    Ok(Ok(found)) => Look::Done(found),
-                    Ok(Err(last)) => Look::NotYet(last),
-                    Err(Error::Request { source, .. }) => Look::NotYet(source.to_string()),
-                    Err(error) => return Err(error),
-                })
-            },
-            String::new,
-        );
-        match result {
-            Err(Error::Late { what, seconds, last, .. }) => {
-                let tails = components.iter().map(Component::titled_tail).collect();
-                Err(Error::Late { what, seconds, last, tails })
-            }
-            result => result,
-        }
+        let api = &self.api;
+        component::wait_for(&mut self.components, what, || look(api))
     }
 
     /// An error if a component no longer runs.
@@ -410,17 +332,12 @@ fn kubeconfig_path(folder: &Path, user: &str) -> PathBuf {
     folder.join(format!("{}.kubeconfig", user.replace(':', "-")))
 }
 
-fn write(path: &Path, text: &str) -> Result<(), Error> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
     std::fs::write(path, text).map_err(Error::file("write", path))
 }
 
-fn feature_gates(options: &Options) -> Option<String> {
-    let gates = options.feature_gates.join(",");
-    (!gates.is_empty()).then(|| format!("--feature-gates={gates}"))
-}
-
 /// Ports that nobody uses, all different since all are held until the last is found.
-fn free_ports<const N: usize>() -> Result<[u16; N], Error> {
+pub(crate) fn free_ports<const N: usize>() -> Result<[u16; N], Error> {
     let mut ports = [0; N];
     let mut held = Vec::new();
     for port in &mut ports {

@@ -24,6 +24,16 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A program that should do something failed.
+    #[error("{command} failed ({status}): {output}")]
+    Failed {
+        /// The program and its arguments.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it printed.
+        output: String,
+    },
     /// A component that should run does not.
     #[error("{name} ended ({status}); its last lines:\n{tail}")]
     Ended {
@@ -94,6 +104,9 @@ pub enum Error {
         /// Why it failed.
         source: rcgen::Error,
     },
+    /// This machine cannot be a node.
+    #[error("this machine cannot be a node: {0}")]
+    Unsupported(String),
     /// A user that the options did not name.
     #[error("the cluster has no user {0}")]
     User(String),

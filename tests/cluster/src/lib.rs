@@ -2,6 +2,9 @@
 //!
 //! [`ControlPlane`] is etcd, kube-apiserver and kube-controller-manager. `build` beside this crate
 //! builds them the first time (minutes) and finds them again from then on; starting takes seconds.
+//! [`Node`] adds a machine that runs Pods: kube-scheduler, kubelet, containerd, and a driver for
+//! volumes with its external-provisioner, in namespaces of their own, which only root may make.
+//!
 //! All that a cluster starts and writes is gone when it is dropped, and also when the process of
 //! the test is killed.
 
@@ -13,11 +16,15 @@ mod control_plane;
 mod error;
 mod keeper;
 mod kubeconfig;
+mod node;
+mod options;
 mod pki;
 mod wait;
 
 pub use api::{Answer, Api};
 pub use audit::{Audit, AuditEvent};
-pub use control_plane::{ControlPlane, Options};
+pub use control_plane::ControlPlane;
 pub use error::Error;
+pub use node::{Image, Node, NodeOptions};
+pub use options::Options;
 pub use wait::eventually;

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
 
 use crate::Error;
 
@@ -41,10 +44,33 @@ impl Pki {
         name: &'static str,
         hosts: &[&str],
     ) -> Result<(), Error> {
+        let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
+        let leaf =
+            CertificateParams::new(hosts).map_err(|source| Error::Certificate { name, source })?;
+        self.leaf(folder, name, leaf)
+    }
+
+    /// A user's certificate.
+    pub(crate) fn client(
+        &self,
+        folder: &Path,
+        name: &'static str,
+        group: &str,
+    ) -> Result<(), Error> {
+        let mut leaf = CertificateParams::default();
+        leaf.distinguished_name.push(DnType::OrganizationName, group);
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.leaf(folder, name, leaf)
+    }
+
+    fn leaf(
+        &self,
+        folder: &Path,
+        name: &'static str,
+        mut leaf: CertificateParams,
+    ) -> Result<(), Error> {
         let failed = |source| Error::Certificate { name, source };
         let key = KeyPair::generate().map_err(failed)?;
-        let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
-        let mut leaf = CertificateParams::new(hosts).map_err(failed)?;
         leaf.distinguished_name.push(DnType::CommonName, name);
         let leaf = leaf.signed_by(&key, &self.issuer).map_err(failed)?;
         write(folder, &format!("{name}.crt"), &leaf.pem())?;

@@ -13,7 +13,7 @@ fn reference() -> String {
     let mut text = "# The command line\n\n\
         Made of `--help`; after a change: `OSSVP_BLESS=1 cargo test --test cli`.\n"
         .to_owned();
-    for command in ["", "populate", "verify"] {
+    for command in ["", "populate", "verify", "controller", "manifests"] {
         let mut ossvp = ossvp();
         // a fixed width, and no terminal to ask for another
         ossvp.env("COLUMNS", "100").stdin(Stdio::null());

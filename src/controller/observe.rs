@@ -367,6 +367,39 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_claim_names_our_resource_by_group_kind_and_name_in_its_own_namespace() {
+        let named = |changes: serde_json::Value| {
+            let mut source = serde_json::json!({
+                "apiGroup": "storage.alibabacloud.com", "kind": "OSSVolumePopulator", "name": "models",
+            });
+            let fields = changes.as_object().unwrap().clone();
+            source.as_object_mut().unwrap().extend(fields);
+            source
+        };
+        let of = |field: &str, source: serde_json::Value| {
+            let claim = serde_json::json!({"metadata": {"namespace": "team"}, "spec": {field: source}});
+            let claim: PersistentVolumeClaim = serde_json::from_value(claim).unwrap();
+            source_of(&claim).map(str::to_owned)
+        };
+        let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        for (changes, name) in [
+            ("{}", Some("models")),
+            (r#"{"namespace": "team"}"#, Some("models")),
+            (r#"{"namespace": "other"}"#, None),
+            (r#"{"apiGroup": "other.example.com"}"#, None),
+            (r#"{"apiGroup": null}"#, None),
+            (r#"{"kind": "PersistentVolumeClaim"}"#, None),
+            (r#"{"name": ""}"#, None),
+        ] {
+            let found = of("dataSourceRef", named(json(changes)));
+            assert_eq!(found.as_deref(), name, "{changes}");
+        }
+        assert_eq!(of("dataSource", named(json("{}"))).as_deref(), Some("models"));
+        let neither = PersistentVolumeClaim::default();
+        assert_eq!(source_of(&neither), None);
+    }
+
+    #[test]
     fn the_last_line_of_a_log_that_parses_as_progress_counts() {
         let line = |objects| {
             format!(

@@ -234,12 +234,40 @@ fn rights_are_the_least(world: &World) {
     assert!(rights > 20, "{roles}");
 }
 
+/// As the volume data source validator installs it, as far as it concerns us.
+const VOLUME_POPULATORS: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata:
+  name: volumepopulators.populator.storage.k8s.io
+  annotations: {api-approved.kubernetes.io: https://github.com/kubernetes/enhancements/pull/2934}
+spec:
+  group: populator.storage.k8s.io
+  names: {kind: VolumePopulator, plural: volumepopulators}
+  scope: Cluster
+  versions:
+  - name: v1beta1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        required: [sourceKind]
+        properties:
+          sourceKind:
+            type: object
+            required: [group, kind]
+            properties: {group: {type: string}, kind: {type: string}}
+";
+
 #[test]
 fn one_of_two_replicas_leads_and_the_other_takes_over() {
     alone(&["--allow-endpoint=127.0.0.1"], |world| async move {
         let log = |n| world.plane.folder().join(format!("replica-{n}.log"));
         let start = |n| Controller::start(&world.kubeconfig, &world.flags, &[], log(n));
         let leads = |replica: &Controller| replica.log().contains("leading identity");
+        world.kubectl_apply(VOLUME_POPULATORS);
+        world.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
         let first = start(1);
         until(&world, "the first leads", || async { leads(&first).then_some(()) }).await;
         let second = start(2);
@@ -260,6 +288,8 @@ fn one_of_two_replicas_leads_and_the_other_takes_over() {
         case.filled("data").await;
         assert!(leads(&second), "{}", second.log());
 
+        let kind = world.kubectl(&["get", "volumepopulators", "-o", "jsonpath={.items[*].sourceKind.kind}"]);
+        assert_eq!(kind, "OSSVolumePopulator");
         health_and_metrics(&second).await;
         // asked to end, it gives the Lease back, and the next one need not wait
         second.terminate();

@@ -214,6 +214,13 @@ impl World {
         output
     }
 
+    /// Applies YAML as the administrator.
+    pub fn kubectl_apply(&self, yaml: &str) {
+        let file = self.plane.folder().join("applied.yaml");
+        std::fs::write(&file, yaml).unwrap();
+        self.kubectl(&["apply", "-f", file.to_str().unwrap()]);
+    }
+
     /// Whether kubectl was content, and what it said.
     pub fn try_kubectl(&self, args: &[&str]) -> (bool, String) {
         let mut command = Command::new(self.plane.kubectl());

@@ -173,7 +173,10 @@ fn pods_of_another_job_or_of_none_are_strays() {
         ("a".to_owned(), "uid of a".to_owned(), false),
         ("b".to_owned(), "uid of b".to_owned(), true),
     );
-    assert_eq!(names(Stray::among(&pods, Some(&job()))), [b.clone()]);
+    assert_eq!(
+        names(Stray::among(&pods, Some(&job()))),
+        [("b".to_owned(), "uid of b".to_owned(), true)]
+    );
     assert_eq!(names(Stray::among(&pods, None)), [a.clone(), b.clone()]);
     let other: Job = of(json!({"metadata": {"uid": "k"}}));
     assert_eq!(names(Stray::among(&pods, Some(&other))), [a, b]);

@@ -30,7 +30,7 @@ mod status;
 mod watches;
 mod words;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -40,7 +40,7 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::controller::{self, Action as Requeue};
-use kube::{Client, ResourceExt};
+use kube::{Client, Config, ResourceExt};
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -62,8 +62,18 @@ pub use self::words::in_resource_terms;
 const AT_ONCE: u16 = 16;
 /// When a claim is looked at again after something was done to it, should no watch tell.
 const AFTER_ACTION: Duration = Duration::from_secs(5);
-/// When it is looked at again if the API server knew better than the caches.
+/// When it is looked at again if the API server knew better than the caches, or someone was faster;
+/// doubled each time, since a cache that stays wrong must not keep anyone busy.
 const CACHES_LAG: Duration = Duration::from_millis(200);
+const LONGEST_LAG: Duration = Duration::from_secs(10);
+/// How often what is remembered of claims and resources that are gone is forgotten.
+const FORGET: Duration = Duration::from_secs(60);
+/// How long a pass may take: a dozen requests, of which the API server gives up each after a minute
+/// at most.
+const LONGEST_PASS: Duration = Duration::from_secs(120);
+/// How long a connection may be silent: longer than a watch, which the API server ends within 290
+/// seconds.
+const SILENCE: Duration = Duration::from_secs(295);
 /// The first and the longest pause after a pass that failed.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LAST_BACKOFF: Duration = Duration::from_secs(60);
@@ -97,6 +107,9 @@ pub enum Error {
     /// Another replica leads now.
     #[error("the lease is lost; another replica leads")]
     Deposed,
+    /// The API server, or the network.
+    #[error("the API server did not answer within {} s", LONGEST_PASS.as_secs())]
+    Slow,
     /// The watches ended, which they never do.
     #[error("the watches have ended")]
     Ended,
@@ -120,6 +133,9 @@ pub enum Error {
         #[source]
         error: Answer,
     },
+    /// The caches asked for an action that the API server's objects do not.
+    #[error("the caches are behind")]
+    CachesLag,
     /// An action's object.
     #[error("cannot do {action}: the {what} is gone")]
     Vanished {
@@ -165,15 +181,23 @@ impl Error {
     /// Whether someone else was faster, and another look is all that is needed.
     fn is_race(&self) -> bool {
         match self {
-            // a test of a JSON patch that fails is 422, and no field is to blame
-            Self::Apply { error: Answer(kube::Error::Api(status)), .. } => {
-                let causes = status.details.iter().flat_map(|details| &details.causes);
-                status.is_conflict() || status.code == 422 && causes.count() == 0
-            }
-            Self::Vanished { .. } => true,
+            Self::Apply { error: Answer(error), .. } => is_stale(error),
+            Self::Vanished { .. } | Self::CachesLag => true,
             _ => false,
         }
     }
+}
+
+/// Whether an object is not as it was seen: a test of a JSON patch that fails is 422, and no field is
+/// to blame.
+fn is_stale(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.is_conflict() || status.code == 422 && causes.count() == 0
+}
+
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_not_found())
 }
 
 /// Runs until `stop`: waits to lead, then fills volumes.
@@ -222,7 +246,9 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()> + Send) -> R
 }
 
 async fn connect() -> Result<Client, Error> {
-    let client = Client::try_default().await.map_err(|error| Error::Client(error.into()))?;
+    let mut config = Config::infer().await.map_err(|error| Error::Client(error.into()))?;
+    config.read_timeout = Some(SILENCE);
+    let client = Client::try_from(config).map_err(|error| Error::Client(error.into()))?;
     let version = client.apiserver_version().await;
     let version = version.map_err(|error| Error::Client(error.into()))?;
     tracing::info!(version = version.git_version, "the API server answers");
@@ -235,7 +261,8 @@ struct Context {
     observer: Observer,
     recorder: Recorder,
     health: Arc<Health>,
-    /// The status of each resource as it was last written, for one writer at a time.
+    /// The status of each resource as it was last written, for one writer at a time. It is ours alone:
+    /// what others write into it goes with our next change.
     shown: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<OSSVolumePopulatorStatus>>>>>,
     phases: Mutex<HashMap<String, Phase>>,
     failures: Mutex<HashMap<String, u32>>,
@@ -254,6 +281,7 @@ async fn work(client: Client, settings: Settings, identity: String, health: Arc<
         phases: Mutex::default(),
         failures: Mutex::default(),
     });
+    let forgetful = context.clone();
     // a pass waits for caches to be full: what is missing in them would look deleted
     context.observer.caches.wait().await;
     let config = controller::Config::default().concurrency(AT_ONCE);
@@ -273,6 +301,12 @@ async fn work(client: Client, settings: Settings, identity: String, health: Arc<
         sources,
         config,
     );
+    let forget = async {
+        loop {
+            tokio::time::sleep(FORGET).await;
+            forgetful.forget();
+        }
+    };
     let log = |result: Result<(), controller::Error<Error, kube::runtime::watcher::Error>>| async {
         use kube::runtime::controller::Error::{ObjectNotFound, QueueError, ReconcilerFailed};
         match result {
@@ -284,7 +318,11 @@ async fn work(client: Client, settings: Settings, identity: String, health: Arc<
     };
     let volumes = volumes.map(|result| result.map(drop)).for_each(log);
     let resources = resources.map(|result| result.map(drop)).for_each(log);
-    futures::future::select(std::pin::pin!(volumes), std::pin::pin!(resources)).await;
+    tokio::select! {
+        () = volumes => {}
+        () = resources => {}
+        () = forget => {}
+    }
 }
 
 /// One pass over one claim.
@@ -298,8 +336,9 @@ async fn reconcile(
         // a prime PVC whose claim is there has its pass under the claim's name
         return Ok(Requeue::await_change());
     }
-    let result = pass(&key, &context).await;
-    context.health.metrics.passed(result.is_ok());
+    let result = tokio::time::timeout(LONGEST_PASS, pass(&key, &context)).await;
+    let result = result.unwrap_or(Err(Error::Slow));
+    context.health.metrics.passed(result.as_ref().err().is_none_or(Error::is_race));
     if result.is_ok() {
         context.lock(&context.failures).remove(&claim.uid().unwrap_or_default());
     }
@@ -313,13 +352,17 @@ async fn pass(key: &ClaimKey, context: &Context) -> Result<Requeue, Error> {
         seen = context.observer.observe(key, From::Server).await?;
         decision = decide(&seen.facts, Timestamp::now());
         if decision.action.is_none() {
-            return Ok(Requeue::requeue(CACHES_LAG));
+            return Err(Error::CachesLag);
         }
     }
-    context.show(key, &seen, &decision).await?;
+    let shown = context.show(key, &seen, &decision).await;
     let Some(action) = &decision.action else {
-        return Ok(decision.wait.map_or_else(Requeue::await_change, Requeue::requeue));
+        return shown.map(|()| decision.wait.map_or_else(Requeue::await_change, Requeue::requeue));
     };
+    // what cannot be shown is done all the same
+    if let Err(error) = shown {
+        tracing::warn!(error = crate::telemetry::chain(&error), "the status is behind");
+    }
     let ClaimKey { namespace, name: pvc, uid: _ } = key;
     let done = apply::apply(&context.client, &context.observer.settings, &seen, action).await;
     context.health.metrics.acted(action.name(), done.is_ok());
@@ -334,10 +377,8 @@ async fn pass(key: &ClaimKey, context: &Context) -> Result<Requeue, Error> {
             );
             context.count(&seen, &decision);
         }
-        Err(error) if error.is_race() => {
-            tracing::debug!(namespace, pvc, action = action.name(), %error, "someone was faster");
-            return Ok(Requeue::requeue(CACHES_LAG));
-        }
+        // the next pass sees what they did
+        Err(error) if error.is_race() => {}
         Err(error) => {
             let (reason, what) = action.failure();
             decision.message = format!("{what}: {}", crate::telemetry::chain(error));
@@ -349,7 +390,9 @@ async fn pass(key: &ClaimKey, context: &Context) -> Result<Requeue, Error> {
                 happened: None,
             }];
             decision.action = None;
-            context.show(key, &seen, &decision).await?;
+            if let Err(error) = context.show(key, &seen, &decision).await {
+                tracing::warn!(error = crate::telemetry::chain(&error), "the status is behind");
+            }
         }
     }
     done.map(|()| Requeue::requeue(AFTER_ACTION))
@@ -357,7 +400,9 @@ async fn pass(key: &ClaimKey, context: &Context) -> Result<Requeue, Error> {
 
 /// One pass over one resource: whether it can be used, also before any claim names it.
 async fn review(source: Arc<OSSVolumePopulator>, context: Arc<Context>) -> Result<Requeue, Error> {
-    context.publish(&source, None).await?;
+    let result = tokio::time::timeout(LONGEST_PASS, context.publish(&source, None)).await;
+    result.unwrap_or(Err(Error::Slow))?;
+    context.lock(&context.failures).remove(&source.uid().unwrap_or_default());
     Ok(Requeue::await_change())
 }
 
@@ -366,13 +411,34 @@ impl Context {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Forgets claims and resources that are gone.
+    fn forget(&self) {
+        let claims = self.observer.caches.claims.state();
+        let sources = self.observer.caches.sources.state();
+        let claims: HashSet<String> = claims.iter().filter_map(|it| it.uid()).collect();
+        let sources: HashSet<String> = sources.iter().filter_map(|it| it.uid()).collect();
+        self.lock(&self.shown).retain(|uid, _| sources.contains(uid));
+        self.lock(&self.failures).retain(|uid, _| claims.contains(uid) || sources.contains(uid));
+        let mut phases = self.lock(&self.phases);
+        phases.retain(|uid, _| claims.contains(uid));
+        self.health.metrics.claims(phases.values().copied());
+    }
+
     fn try_again(&self, uid: &str, error: &Error) -> Requeue {
         let mut failures = self.lock(&self.failures);
         let failed = failures.entry(uid.to_owned()).or_default();
-        let pause = (FIRST_BACKOFF * 2u32.saturating_pow(*failed)).min(LAST_BACKOFF);
+        let (first, last) = match error.is_race() {
+            true => (CACHES_LAG, LONGEST_LAG),
+            false => (FIRST_BACKOFF, LAST_BACKOFF),
+        };
+        let pause = (first * 2u32.saturating_pow(*failed)).min(last);
         *failed = (*failed + 1).min(16);
-        let error = crate::telemetry::chain(error);
-        tracing::warn!(uid, error, backoff_ms = pause.as_millis() as u64, "a pass failed");
+        let backoff_ms = pause.as_millis() as u64;
+        let cause = crate::telemetry::chain(error);
+        match error.is_race() {
+            true => tracing::debug!(uid, cause, backoff_ms, "looking again"),
+            false => tracing::warn!(uid, error = cause, backoff_ms, "a pass failed"),
+        }
         Requeue::requeue(pause)
     }
 
@@ -436,8 +502,8 @@ impl Context {
         let patch = serde_json::from_value(patch).expect("a list of operations");
         match api.patch_status(&name, &by, &Patch::Json::<()>(patch)).await {
             Ok(_) => *shown = Some(next),
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.code == 422 => {
-                // it is gone, or another one by the name is there
+            // it is gone, or another one by the name is there
+            Err(error) if is_stale(&error) || is_gone(&error) => {
                 self.lock(&self.shown).remove(&uid);
             }
             Err(error) => return Err(Error::Publish { name, error: Answer(error) }),
@@ -457,7 +523,18 @@ impl Context {
             let entry = current.populations.iter().find(|it| it.pvc_uid == key.uid);
             status::update(&key.name, &seen.facts, decision, entry, now)
         });
-        status::next(current, source.metadata.generation, refusal, update.as_ref(), now)
+        // a claim may go while nobody looks
+        let mut current = current.clone();
+        let namespace = source.namespace().unwrap_or_default();
+        current.populations.retain(|it| {
+            let key = ClaimKey {
+                namespace: namespace.clone(),
+                name: it.pvc_name.clone(),
+                uid: it.pvc_uid.clone(),
+            };
+            it.phase == Phase::Finished || self.observer.has(&key)
+        });
+        status::next(&current, source.metadata.generation, refusal, update.as_ref(), now)
     }
 
     /// Counts a population that has come to its end.

@@ -22,9 +22,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::crd::{Addressing, Generic, OSSVolumePopulatorSpec, Unmappable, Verify};
-use super::names;
 use super::policy::{Access, Refusal};
 use super::settings::{Security, WorkerSettings};
+use super::{names, words};
 use crate::handoff::{self, Direct, ExitCode, PopulateArgs, ProgressStyle, ShardOf, Verdict};
 use crate::keys::{Dialect, Prefix, SourceUrl};
 
@@ -209,6 +209,7 @@ pub(crate) fn job(
         spec: Some(pod(&generic, &args, prime, access, worker)),
     };
     annotations.insert(names::PRIME_UID.to_owned(), prime_uid.clone());
+    annotations.insert(names::ACCESS.to_owned(), words::access(access));
     Ok(Job {
         metadata: ObjectMeta {
             name: Some(names::job(&claim.uid().unwrap_or_default())),

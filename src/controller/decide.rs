@@ -147,6 +147,15 @@ impl Decision {
         self
     }
 
+    /// As [`Decision::warn`], of what others say, by a reason and a text that may be new each time:
+    /// one event for each of their reasons.
+    fn warn_of(self, reason: &'static str, said: &str) -> Self {
+        let mut decision = self.warn(reason);
+        let key = said.split(':').next().unwrap_or_default().to_owned();
+        decision.notices.iter_mut().rev().take(1).for_each(|notice| notice.key.clone_from(&key));
+        decision
+    }
+
     fn tell(mut self, notice: Notice) -> Self {
         self.notices.push(notice);
         self
@@ -220,7 +229,11 @@ fn hand_over(seen: &Observed, target: &Target, volume: &str, now: Timestamp) -> 
     }
     let named = seen.volume.as_ref().filter(|seen| seen.name == volume);
     let primes = seen.prime.as_ref().and_then(|prime| prime.volume.as_deref());
-    let ours = primes == Some(volume) || named.is_some_and(|named| named.populated);
+    // what was populated once may be for another claim
+    let ours = match primes {
+        Some(primes) => primes == volume,
+        None => seen.prime.is_none() && named.is_some_and(|named| named.populated),
+    };
     let claimed = is_targets(named, target);
     if !target.bound && !claimed {
         let message = format!("the claim names volume {volume}, which is not bound to it yet");
@@ -262,7 +275,15 @@ fn is_primes(seen: &Observed, name: &str) -> bool {
 
 /// The claim has no volume yet.
 fn fill(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
-    if is_targets(seen.volume.as_ref(), target) {
+    if let Some(volume) = seen.volume.as_ref().filter(|volume| is_targets(Some(volume), target)) {
+        if volume.deleting {
+            // the binder passes by a volume that someone deletes, and it waits for the claim
+            let message = format!(
+                "volume {} was deleted while it was handed over; delete the claim, and make it anew",
+                volume.name
+            );
+            return Decision::new(Phase::Failed, message).warn("PopulatorVolumeLost");
+        }
         return Decision::new(Phase::Rebinding, "the volume is being bound to the claim")
             .look_again();
     }
@@ -362,7 +383,8 @@ fn replace(seen: &Observed, message: &str) -> Decision {
 /// The prime PVC has no volume yet.
 fn provision(seen: &Observed, target: &Target, prime: &Prime) -> Decision {
     let waits = matches!(seen.class, Class::Dynamic { waits_for_consumer: true });
-    if waits && prime.made_for_node != target.selected_node {
+    // one that was made for no node is of a class that did not wait then
+    if waits && (prime.made_for_node.is_none() || prime.made_for_node != target.selected_node) {
         return replace(seen, "the scheduler chose another node");
     }
     if waits && prime.selected_node.is_none() {
@@ -378,7 +400,9 @@ fn provision(seen: &Observed, target: &Target, prime: &Prime) -> Decision {
         }
         Some(warning) => {
             let message = format!("the volume cannot be made yet: {warning}");
-            Decision::new(Phase::Provisioning, message).warn("PopulatorProvisioning").look_again()
+            Decision::new(Phase::Provisioning, message)
+                .warn_of("PopulatorProvisioning", warning)
+                .look_again()
         }
     }
 }
@@ -427,6 +451,11 @@ fn populate(
         happened: worker.created,
     };
     match worker.state {
+        // before Kubernetes 1.31, an evicted Pod may still write then
+        WorkerState::Complete if worker.unfinished > 0 => {
+            let message = "the volume is filled; waiting for the end of another worker Pod";
+            Decision::new(Phase::Rebinding, message).tell(created).look_again()
+        }
         WorkerState::Complete => {
             Decision::new(Phase::Rebinding, "the volume is filled; handing it over")
                 .tell(created)
@@ -436,10 +465,8 @@ fn populate(
             let failure = Failure {
                 code: worker.ended.as_ref().and_then(|ended| ended.code),
                 message: words::why(worker),
-                access: match &seen.source {
-                    Source::Usable { access, .. } => words::access(access),
-                    Source::Missing | Source::Refused(_) => String::new(),
-                },
+                // what it proved itself with, which may have been mended since
+                access: worker.access.clone(),
                 time: now,
             };
             Decision::new(Phase::Failed, words::failed(&failure))
@@ -451,26 +478,25 @@ fn populate(
 }
 
 fn under_way(seen: &Observed, worker: &Worker, created: Notice) -> Decision {
-    let held = worker.pod.as_ref().filter(|pod| !pod.running);
-    let held = held.and_then(|pod| pod.held_by.clone()).or_else(|| {
-        let idle = worker.pod.as_ref().is_none_or(|pod| !pod.running);
-        seen.warning.clone().filter(|_| idle)
-    });
-    let mut decision = match held {
-        Some(held) => {
+    let newest = worker.pod.as_ref();
+    let last = |ended: &&Ended| newest.is_some_and(|pod| pod.name == ended.pod);
+    let held = match newest {
+        None => seen.warning.clone(),
+        Some(pod) if pod.running => None,
+        Some(pod) => pod.held_by.clone().or_else(|| seen.warning.clone()),
+    };
+    let mut decision = match (worker.ended.as_ref().filter(last), held) {
+        // whether there will be another is for the Job controller to say
+        (Some(ended), _) => Decision::new(Phase::Populating, words::between(ended)),
+        (None, Some(held)) => {
             let message = format!("the worker cannot start: {held}");
-            Decision::new(Phase::Populating, message).warn("PopulatorStalled")
+            Decision::new(Phase::Populating, message).warn_of("PopulatorStalled", &held)
         }
-        None => Decision::new(Phase::Populating, words::progress(worker)),
+        (None, None) => Decision::new(Phase::Populating, words::progress(worker)),
     };
     decision.notices.insert(0, created);
-    if let Some(ended) = &worker.ended {
-        let newest = worker.pod.as_ref().is_some_and(|pod| pod.name == ended.pod);
-        match newest {
-            // whether there will be another is for the Job controller to say
-            true => decision.message = words::between(ended),
-            false => decision.notices.push(retrying(worker, ended)),
-        }
+    if let Some(ended) = worker.ended.as_ref().filter(|ended| !last(ended)) {
+        decision.notices.push(retrying(worker, ended));
     }
     if let Some(quarter) =
         words::percent(worker).map(|percent| percent / 25 * 25).filter(|it| (25..100).contains(it))
@@ -480,7 +506,7 @@ fn under_way(seen: &Observed, worker: &Worker, created: Notice) -> Decision {
             reason: "PopulatorProgress",
             message: words::progress(worker),
             key: format!("{} {quarter}", worker.uid),
-            // told once, when it is seen
+            // a transfer of hours tells again where it is
             happened: None,
         });
     }

@@ -51,14 +51,10 @@ impl Recorder {
         let name = name(&about, notice);
         let lasts = notice.happened.is_none();
         {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
             if told.get(&name).is_some_and(|then| !lasts || then.elapsed() < TELL_AGAIN) {
                 return;
             }
-            if told.len() > REMEMBERED {
-                told.retain(|_, then| then.elapsed() < TELL_AGAIN);
-            }
-            told.insert(name.clone(), Instant::now());
         }
         let namespace = object.namespace().unwrap_or_default();
         let event = event(name.clone(), about, notice, now, &self.instance);
@@ -76,9 +72,14 @@ impl Recorder {
             Err(kube::Error::Api(status)) if status.is_already_exists() => {}
             Err(error) => {
                 tracing::warn!(%error, namespace, reason = notice.reason, "an event cannot be written");
-                self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                return;
             }
         }
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() > REMEMBERED {
+            told.retain(|_, then| then.elapsed() < TELL_AGAIN);
+        }
+        told.insert(name, Instant::now());
     }
 }
 

@@ -7,7 +7,7 @@ use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, PostParams};
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder};
 use serde_json::json;
-use tokio::sync::watch::Receiver;
+use tokio::sync::watch::{Receiver, Sender};
 use tokio::task::JoinHandle;
 
 use super::Error;
@@ -24,7 +24,14 @@ const GRACE: u64 = 5;
 /// A Lease that is held.
 pub(super) struct Held {
     leads: Receiver<bool>,
-    task: JoinHandle<kube_lease_manager::Result<LeaseManager>>,
+    renewal: Renewal,
+}
+
+/// What keeps a Lease.
+enum Renewal {
+    By(JoinHandle<kube_lease_manager::Result<LeaseManager>>),
+    /// There is none; the sender is kept, since its end would be the loss of one.
+    Needless(#[allow(dead_code, reason = "kept")] Sender<bool>),
 }
 
 /// This process: its host's name (in a Pod, the Pod's) and something that no other replica has.
@@ -41,11 +48,7 @@ pub(super) async fn win(
 ) -> Result<Held, Error> {
     let Some(namespace) = &settings.lease_namespace else {
         let (sender, leads) = tokio::sync::watch::channel(true);
-        let task = tokio::spawn(async move {
-            sender.closed().await;
-            std::future::pending().await
-        });
-        return Ok(Held { leads, task });
+        return Ok(Held { leads, renewal: Renewal::Needless(sender) });
     };
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Lease {
         namespace: namespace.clone(),
@@ -64,7 +67,7 @@ pub(super) async fn win(
     tracing::info!(identity, namespace, "waiting to lead");
     leads.wait_for(|leads| *leads).await.map_err(|error| failed(error.into()))?;
     tracing::info!(identity, "leading");
-    Ok(Held { leads, task })
+    Ok(Held { leads, renewal: Renewal::By(task) })
 }
 
 impl Held {
@@ -76,10 +79,12 @@ impl Held {
 
     /// Lets the next replica lead at once.
     pub(super) async fn release(self) {
-        let Self { leads, task } = self;
+        let Self { leads, renewal } = self;
         drop(leads);
-        // what cannot be released runs out by itself
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), task).await;
+        if let Renewal::By(task) = renewal {
+            // what cannot be released runs out by itself
+            let _ = tokio::time::timeout(std::time::Duration::from_secs(2), task).await;
+        }
     }
 }
 

@@ -57,7 +57,8 @@ pub fn manifests(args: &ManifestsArgs) -> Result<String, clap::Error> {
     documents.push(serde_json::to_value(OSSVolumePopulator::crd()).expect("a definition is JSON"));
     documents.extend(accounts(namespace, &parsed.namespace));
     documents.extend(rights(namespace, &parsed));
-    documents.push(deployment(namespace, image, *replicas, &line));
+    let port = parsed.listen.port();
+    documents.push(deployment(namespace, image, *replicas, &line, port));
     if *volume_populator {
         documents.push(json!({
             "apiVersion": "populator.storage.k8s.io/v1beta1",
@@ -181,7 +182,7 @@ fn role(name: &str, within: Option<&str>, rules: &[Value], controller: &str) -> 
     ]
 }
 
-fn deployment(namespace: &str, image: &str, replicas: i32, line: &[String]) -> Value {
+fn deployment(namespace: &str, image: &str, replicas: i32, line: &[String], port: u16) -> Value {
     let command: Vec<&str> =
         std::iter::once("controller").chain(line.iter().map(String::as_str)).collect();
     let probe = |path: &str| json!({"httpGet": {"path": path, "port": "http"}});
@@ -214,7 +215,7 @@ fn deployment(namespace: &str, image: &str, replicas: i32, line: &[String]) -> V
                         "name": "controller",
                         "image": image,
                         "args": command,
-                        "ports": [{"name": "http", "containerPort": 8080}],
+                        "ports": [{"name": "http", "containerPort": port}],
                         "livenessProbe": probe("/healthz"),
                         "readinessProbe": probe("/readyz"),
                         "resources": {

@@ -15,6 +15,8 @@ pub(crate) const MADE_FOR_NODE: &str = "storage.alibabacloud.com/made-for-node";
 pub(crate) const FAILURE: &str = "storage.alibabacloud.com/failure";
 /// On the Job, as annotation: the UID of the prime PVC whose volume it fills.
 pub(crate) const PRIME_UID: &str = "storage.alibabacloud.com/prime-uid";
+/// On the Job, as annotation: what its Pods prove themselves with, and which version of it.
+pub(crate) const ACCESS: &str = "storage.alibabacloud.com/access";
 /// On the PV, as annotation: namespace of the claim and name of the resource.
 pub(crate) const POPULATED_FROM: &str = "storage.alibabacloud.com/populated-from";
 /// On Secrets and service accounts of the populator namespace, as annotation: the namespaces whose

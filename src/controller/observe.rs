@@ -31,6 +31,8 @@ use crate::handoff::Progress;
 const LOG_LINES: i64 = 50;
 /// Bytes of them: a line of a hostile key may be long.
 const LOG_BYTES: i64 = 64 << 10;
+/// How long the first lists may take before it is said that they do.
+const FIRST_LISTS: Duration = Duration::from_secs(30);
 /// How long a kubelet may take to answer: progress is shown, never waited for.
 const LOG_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -111,19 +113,25 @@ pub(super) struct Observer {
 }
 
 impl Caches {
-    /// Waits until each holds what there is.
+    /// Waits until each holds what there is, and says so if that takes long.
     pub(super) async fn wait(&self) {
         let Self { claims, sources, classes, jobs, pods, secrets, accounts } = self;
-        // a writer goes only with the process
-        let _ = futures::join!(
-            claims.wait_until_ready(),
-            sources.wait_until_ready(),
-            classes.wait_until_ready(),
-            jobs.wait_until_ready(),
-            pods.wait_until_ready(),
-            secrets.wait_until_ready(),
-            accounts.wait_until_ready(),
-        );
+        let filled = async {
+            // a writer goes only with the process
+            let _ = futures::join!(
+                claims.wait_until_ready(),
+                sources.wait_until_ready(),
+                classes.wait_until_ready(),
+                jobs.wait_until_ready(),
+                pods.wait_until_ready(),
+                secrets.wait_until_ready(),
+                accounts.wait_until_ready(),
+            );
+        };
+        let mut filled = std::pin::pin!(filled);
+        while tokio::time::timeout(FIRST_LISTS, &mut filled).await.is_err() {
+            tracing::warn!("still waiting for the first lists of all that is watched");
+        }
     }
 }
 
@@ -262,6 +270,11 @@ impl Observer {
     ) -> Option<String> {
         let pending = prime_facts.is_some_and(|prime| prime.phase == PrimePhase::Pending);
         let worker = job.map(|job| Worker::of(job, pods));
+        let scheduled = pods.iter().any(|pod| {
+            let named = worker.as_ref().and_then(|worker| worker.pod.as_ref());
+            named.is_some_and(|named| named.name == pod.name_any())
+                && pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())
+        });
         let uid = match &worker {
             None if pending => prime?.uid(),
             Some(worker) if worker.state == WorkerState::Active && !worker.deleting => {
@@ -286,6 +299,8 @@ impl Observer {
             .into_iter()
             // of every prime PVC, once its volume is another's
             .filter(|event| event.reason.as_deref() != Some("ClaimMisbound"))
+            // over, once there is a node
+            .filter(|event| !scheduled || event.reason.as_deref() != Some("FailedScheduling"))
             .max_by_key(|event| {
                 let seen = event.last_timestamp.as_ref().map(|time| time.0);
                 seen.or_else(|| event.event_time.as_ref().map(|time| time.0))
@@ -377,7 +392,8 @@ mod tests {
             source
         };
         let of = |field: &str, source: serde_json::Value| {
-            let claim = serde_json::json!({"metadata": {"namespace": "team"}, "spec": {field: source}});
+            let claim =
+                serde_json::json!({"metadata": {"namespace": "team"}, "spec": {field: source}});
             let claim: PersistentVolumeClaim = serde_json::from_value(claim).unwrap();
             source_of(&claim).map(str::to_owned)
         };

@@ -158,6 +158,11 @@ pub(crate) struct Worker {
     pub(crate) created: Option<Timestamp>,
     /// Pods that failed.
     pub(crate) failed_pods: i32,
+    /// With what its Pods prove themselves.
+    pub(crate) access: String,
+    /// Its Pods that have not ended. Before Kubernetes 1.31 a Job may be complete while an evicted Pod
+    /// still runs.
+    pub(crate) unfinished: usize,
     /// Its newest Pod.
     pub(crate) pod: Option<WorkerPod>,
     /// How the newest Pod that ended did so.
@@ -323,12 +328,19 @@ impl Worker {
                 (false, false) => WorkerState::Active,
             },
             created: job.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            access: job.annotations().get(names::ACCESS).cloned().unwrap_or_default(),
+            unfinished: pods.iter().filter(|pod| !has_ended(pod)).count(),
             failed_pods: status.failed.unwrap_or_default(),
             pod: newest.clone().next().map(|pod| WorkerPod::of(pod)),
             ended: newest.clone().find_map(|pod| Ended::of(pod)),
             progress: None,
         }
     }
+}
+
+fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn container(pod: &Pod) -> Option<&ContainerStatus> {

@@ -197,15 +197,32 @@ fn prefix(path: &str) -> Result<(), Refusal> {
     }
 }
 
+/// Keys without a domain by which a Pod gets an identity: of Azure's old Pod identity.
+const WITHOUT_DOMAIN: [&str; 1] = ["aadpodidbinding"];
+
 fn pod(generic: &Generic, settings: &Settings) -> Result<(), Refusal> {
     let refused = |message: String| Err(Refusal::new("PopulatorRefused", message));
     for (field, keys) in [("labels", &generic.labels), ("annotations", &generic.annotations)] {
-        let barred = keys.keys().find(|key| key.contains('/') && !settings.keys.is_match(key));
+        let free = |key: &str| !key.contains('/') && !WITHOUT_DOMAIN.contains(&key);
+        let barred = keys.keys().find(|key| !free(key) && !settings.keys.is_match(key));
         if let Some(key) = barred {
             return refused(format!(
                 "generic.{field}: {key} is not allowed, since such keys may give a Pod other rights; have the administrator add --allow-key={key}"
             ));
         }
+    }
+    let affinity = generic.affinity.as_ref();
+    let repels = affinity.and_then(|it| it.pod_anti_affinity.as_ref()).is_some_and(|it| {
+        it.required_during_scheduling_ignored_during_execution.iter().flatten().next().is_some()
+    });
+    let attracts = affinity.and_then(|it| it.pod_affinity.as_ref()).is_some_and(|it| {
+        it.required_during_scheduling_ignored_during_execution.iter().flatten().next().is_some()
+    });
+    if repels || attracts {
+        // the populator namespace is everybody's, and so are the Pods that this speaks of
+        return refused(
+            "generic.affinity: podAffinity and podAntiAffinity may only be preferred, since other namespaces' workers run beside this one; use nodeAffinity".to_owned(),
+        );
     }
     if !settings.control_plane && generic.tolerations.iter().any(reaches_control_plane) {
         return refused(

@@ -12,8 +12,7 @@ pub(crate) const POPULATOR_NAMESPACE: &str = "ack-volume-populator";
 pub(crate) const CONTROLLER_NAMESPACE: &str = "ossvp-system";
 
 /// Labels and annotations with a domain that a resource may give its worker Pod: where it runs and
-/// on what, never as whom. Keys without a domain are free: no webhook or controller that is known
-/// to us gives a Pod credentials or privileges by one.
+/// on what, never as whom. Keys without a domain are free, but for those that `policy` names.
 const KEYS: [&str; 10] = [
     "alibabacloud.com/eci",
     "alibabacloud.com/acs",

@@ -46,9 +46,8 @@ pub(super) fn start(
     let populators = here.to_owned();
     let wanted = move |claim: &PersistentVolumeClaim| match claim.namespace() {
         Some(namespace) if namespace == populators => claim.labels().contains_key(names::CLAIM_UID),
-        _ => {
-            source_of(claim).is_some() || claim.finalizers().iter().any(|it| it == names::FINALIZER)
-        }
+        // never changes, so that what is in the cache stays wanted
+        _ => source_of(claim).is_some(),
     };
     let (claims, claim_changes) = watched(Api::all(client.clone()), all(), wanted, |_| {});
     let (sources, source_changes) = watched(Api::all(client.clone()), all(), |_| true, |_| {});
@@ -90,8 +89,14 @@ pub(super) fn start(
     let (queue, claims_told) = mpsc::unbounded();
     tokio::spawn(async move {
         while let Some(change) = changes.next().await {
-            if queue.unbounded_send(change).is_err() {
-                break;
+            match change {
+                Ok(claim) => {
+                    if queue.unbounded_send(Ok(claim)).is_err() {
+                        break;
+                    }
+                }
+                // such as no right, or no definition of the resource: it is tried again
+                Err(error) => tracing::warn!(%error, "a watch broke"),
             }
         }
     });
@@ -185,22 +190,46 @@ impl Index {
     /// that is gone.
     fn of_claim(&self, claim: &PersistentVolumeClaim) -> Vec<Claim> {
         let own = ObjectRef::from_obj(claim);
-        if claim.namespace().as_ref() != Some(&self.populators) {
+        if claim.namespace().as_ref() == Some(&self.populators) {
+            let target = ClaimKey::of(claim, &self.populators).and_then(|key| self.present(&key));
+            return vec![target.unwrap_or(own)];
+        }
+        let Some(key) = ClaimKey::of(claim, &self.populators) else { return vec![own] };
+        if self.present(&key).is_some() {
             return vec![own];
         }
-        let target = ClaimKey::of(claim, &self.populators)
-            .map(|key| ObjectRef::new(&key.name).within(&key.namespace))
-            .filter(|target| self.claims.get(target).is_some());
-        vec![target.unwrap_or(own)]
+        // it is gone, by force perhaps: what was made for it, and its resource's status, are left
+        if let (Some(name), Some(namespace)) = (source_of(claim), claim.namespace()) {
+            self.tell_source(ObjectRef::new(name).within(&namespace));
+        }
+        let prime = self.prime(&key.uid);
+        match self.claims.get(&prime) {
+            Some(_) => vec![own, prime],
+            None => vec![own],
+        }
     }
 
+    /// The claim of a Job or a Pod; where that is gone, the prime PVC, whose pass cleans up.
     fn of_made(&self, object: &impl ResourceExt) -> Vec<Claim> {
-        let claim = object.annotations().get(names::CLAIM).and_then(|claim| claim.split_once('/'));
-        let claim = claim.map(|(namespace, name)| ObjectRef::new(name).within(namespace));
-        // where the claim is gone, the prime PVC's pass cleans up
-        let prime = object.labels().get(names::CLAIM_UID);
-        let prime = prime.map(|uid| ObjectRef::new(&names::prime(uid)).within(&self.populators));
-        claim.filter(|claim| self.claims.get(claim).is_some()).or(prime).into_iter().collect()
+        let path = object.annotations().get(names::CLAIM).and_then(|claim| claim.split_once('/'));
+        let (Some((namespace, name)), Some(uid)) = (path, object.labels().get(names::CLAIM_UID))
+        else {
+            return vec![];
+        };
+        let key =
+            ClaimKey { namespace: namespace.to_owned(), name: name.to_owned(), uid: uid.clone() };
+        vec![self.present(&key).unwrap_or_else(|| self.prime(uid))]
+    }
+
+    /// The claim, if it is there: another one may have its name.
+    fn present(&self, key: &ClaimKey) -> Option<Claim> {
+        let claim = ObjectRef::new(&key.name).within(&key.namespace);
+        let found = self.claims.get(&claim)?;
+        (found.uid().as_ref() == Some(&key.uid)).then_some(claim)
+    }
+
+    fn prime(&self, uid: &str) -> Claim {
+        ObjectRef::new(&names::prime(uid)).within(&self.populators)
     }
 
     /// The claims that name a resource, unless only its status changed: that is our own doing.

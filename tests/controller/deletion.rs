@@ -188,7 +188,7 @@ fn a_namespace_deleted_while_a_claim_is_filled_goes() {
 }
 
 #[test]
-fn a_finalizer_taken_away_by_force_leaves_nothing_behind() {
+fn a_finalizer_taken_away_by_force_leaves_nothing_behind_also_with_a_namesake() {
     shared(|world| async move {
         let case = Case::new(&world, "forced").await;
         let claim = under_way(&case).await;
@@ -208,8 +208,12 @@ fn a_finalizer_taken_away_by_force_leaves_nothing_behind() {
             away,
         ]);
         case.gone(&case.api::<PersistentVolumeClaim>(), "data").await;
+        // another claim takes the name at once
+        case.claim("data", "models", "immediate", json!({})).await;
         case.no_scaffolding(&uid).await;
         case.gone(&Api::<PersistentVolume>::all(world.client.clone()), &volume).await;
+        case.server.clear_faults();
+        case.filled("data").await;
     });
 }
 

@@ -288,7 +288,12 @@ fn one_of_two_replicas_leads_and_the_other_takes_over() {
         case.filled("data").await;
         assert!(leads(&second), "{}", second.log());
 
-        let kind = world.kubectl(&["get", "volumepopulators", "-o", "jsonpath={.items[*].sourceKind.kind}"]);
+        let kind = world.kubectl(&[
+            "get",
+            "volumepopulators",
+            "-o",
+            "jsonpath={.items[*].sourceKind.kind}",
+        ]);
         assert_eq!(kind, "OSSVolumePopulator");
         health_and_metrics(&second).await;
         // asked to end, it gives the Lease back, and the next one need not wait

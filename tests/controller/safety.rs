@@ -44,6 +44,15 @@ fn what_would_give_a_worker_other_rights_is_refused_and_the_resource_says_so_at_
                 json!({"generic": {"priorityClassName": "system-node-critical"}}),
                 "--allow-priority-class=system-node-critical",
             ),
+            (
+                "affinity",
+                json!({"generic": {"affinity": {"podAntiAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": [
+                        {"topologyKey": "zone", "namespaceSelector": {}, "labelSelector": {}},
+                    ],
+                }}}}),
+                "use nodeAffinity",
+            ),
             ("root", json!({"generic": {"runAsUser": 0}}), "--worker-security=root-no-caps"),
         ] {
             let mut spec = case.spec(json!({}));

@@ -118,6 +118,7 @@ fn the_documents_example_becomes_a_job() {
             "labels": ours,
             "annotations": {
                 "storage.alibabacloud.com/pvc": "argo/disk-0",
+                "storage.alibabacloud.com/access": "account/ossvp-worker",
                 "storage.alibabacloud.com/prime-uid": "prime-uid",
             },
             "ownerReferences": [{

@@ -1,5 +1,6 @@
 //! `decide` by tables, one row a situation.
 
+mod guards;
 mod worker;
 
 use super::*;
@@ -68,6 +69,7 @@ fn filling() -> Observed {
     seen.worker = Some(Worker {
         uid: "job".to_owned(),
         prime: "prime".to_owned(),
+        access: "secret/oss-secret/1".to_owned(),
         pod: Some(WorkerPod { name: "pod".to_owned(), running: true, held_by: None }),
         ..Worker::default()
     });
@@ -365,6 +367,11 @@ fn the_volume_is_made_before_the_worker_is() {
         ("another node", nodes(Some("a"), Some("b")), "Provisioning DeletePrime Replaced"),
         ("no node any more", nodes(Some("a"), None), "Provisioning DeletePrime Replaced"),
         (
+            "the class did not wait when it was made",
+            nodes(None, None),
+            "Provisioning DeletePrime Replaced",
+        ),
+        (
             "of an immediate class, nodes do not count",
             but(nodes(Some("a"), None), |it| {
                 it.class = Class::Dynamic { waits_for_consumer: false }
@@ -449,44 +456,5 @@ fn what_is_outdated_is_replaced_job_first() {
         ("someone has deleted the prime PVC", lonely, "Provisioning DeleteJob Replaced"),
         ("its Job goes", goes, "Provisioning - Replaced"),
         ("changed before there is a volume", pending, "Provisioning DeletePrime Replaced"),
-    ]);
-}
-
-#[test]
-fn pods_whose_job_someone_deleted_are_gone_before_anything_else_is_done() {
-    let stray = |deleting| Stray { name: "pod".to_owned(), deleting, ..Stray::default() };
-    let with = |seen: Observed, deleting| but(seen, |it| it.strays = vec![stray(deleting)]);
-    let jobless = || but(filling(), |it| it.worker = None);
-    let complete = || {
-        but(filling(), |it| {
-            it.worker.as_mut().unwrap().state = WorkerState::Complete;
-        })
-    };
-    check([
-        ("no Job", with(jobless(), false), "Populating DeletePods"),
-        ("they are going", with(jobless(), true), "Populating -"),
-        ("another Job", with(filling(), false), "Populating DeletePods"),
-        ("another Job is complete", with(complete(), true), "Populating -"),
-        (
-            "the claim goes, too",
-            with(but(jobless(), |it| target(it).deleting = Some(NOW)), false),
-            "Deleting DeletePods",
-        ),
-        (
-            "they are all that is left",
-            with(
-                but(jobless(), |it| {
-                    (it.prime, it.volume) = (None, None);
-                    target(it).deleting = Some(NOW);
-                }),
-                true,
-            ),
-            "Deleting -",
-        ),
-        (
-            "the claim is bound",
-            with(but(handed_over(), |it| it.worker = None), false),
-            "Finished DeletePods",
-        ),
     ]);
 }

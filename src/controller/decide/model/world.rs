@@ -298,12 +298,16 @@ impl World {
                 self.create_prime(prime);
             }
             Action::CreateJob if self.job.is_none() => {
-                let (Source::Usable { digest, .. }, Some(prime)) =
+                let (Source::Usable { digest, access }, Some(prime)) =
                     (&seen.facts.source, &seen.facts.prime)
                 else {
                     return broken("a Job without a spec or a volume");
                 };
-                let job = Worker { prime: prime.uid.clone(), ..Worker::default() };
+                let job = Worker {
+                    prime: prime.uid.clone(),
+                    access: words::access(access),
+                    ..Worker::default()
+                };
                 self.create_job(job, digest.clone());
             }
             Action::RecordFailure(failure) if prime_same => {

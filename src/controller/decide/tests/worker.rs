@@ -218,13 +218,13 @@ fn a_failure_names_its_cause_and_what_helps() {
 }
 
 #[test]
-fn a_failure_without_its_resource_is_tried_again_when_the_resource_is_back() {
+fn a_failure_without_its_resource_lasts_when_the_resource_is_back_as_it_was() {
     let without = but(failed(None), |it| it.source = Source::Missing);
     let Some(Action::RecordFailure(failure)) = decide(&without, NOW).action else {
         panic!("not recorded");
     };
     let back = but(failed(None), |it| prime(it).failure = Some(failure));
-    check([("back", back, "Provisioning DeleteJob Replaced")]);
+    check([("back", back, "Failed - Failed")]);
 }
 
 #[test]

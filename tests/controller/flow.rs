@@ -59,6 +59,9 @@ fn a_claim_that_waits_for_its_consumer_is_filled_for_the_node_that_the_scheduler
             entry.phase == Phase::Waiting && entry.message.contains("first Pod")
         })
         .await;
+        // as a user sees it before anything is begun
+        println!("{}", world.kubectl(&["-n", &case.namespace, "describe", "pvc", "data"]));
+        println!("{}", world.kubectl(&["-n", &case.namespace, "describe", "ossvp", "models"]));
         let primes = case.populators::<PersistentVolumeClaim>();
         let uid = case.api::<PersistentVolumeClaim>().get("data").await.unwrap().uid().unwrap();
         assert!(primes.get_opt(&format!("prime-{uid}")).await.unwrap().is_none());
@@ -286,6 +289,7 @@ fn progress_is_shown_while_the_worker_runs() {
             .await;
         let described = world.kubectl(&["-n", &case.namespace, "describe", "ossvp", "models"]);
         println!("{described}");
+        println!("{}", world.kubectl(&["-n", &case.namespace, "describe", "pvc", "data"]));
         let words: Vec<&str> = described.split_whitespace().collect();
         assert!(words.windows(2).any(|pair| pair == ["Progress:", "60%"]), "{described}");
         let row = world.kubectl(&["-n", &case.namespace, "get", "ossvp", "models"]);

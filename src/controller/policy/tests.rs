@@ -156,6 +156,8 @@ fn labels_and_annotations_say_where_a_worker_runs_and_never_as_whom() {
         ("k8s.aliyun.com/eci-use-specs", &[], true),
         ("app.kubernetes.io/part-of", &[], true),
         ("team", &[], true),
+        ("aadpodidbinding", &[], false),
+        ("aadpodidbinding", &["--allow-key=aadpodidbinding"], true),
         ("k8s.aliyun.com/eci-ram-role-name", &[], false),
         ("k8s.aliyun.com/eci-image-cache", &[], false),
         ("alibabacloud.com/eci-x", &[], false),
@@ -205,6 +207,30 @@ fn tolerations_stop_short_of_the_control_plane() {
         let expected = (!allowed).then_some("PopulatorRefused");
         assert_eq!(refused(&with, &[]), expected, "{toleration}");
         assert_eq!(refused(&with, &["--allow-control-plane"]), None, "{toleration}");
+    }
+}
+
+#[test]
+fn affinity_to_pods_may_be_preferred_and_never_required() {
+    let term = json!({"topologyKey": "zone", "namespaceSelector": {}, "labelSelector": {}});
+    let preferred = json!([{"weight": 1, "podAffinityTerm": term}]);
+    let nodes = json!({"nodeSelectorTerms": [{"matchExpressions": [
+        {"key": "disktype", "operator": "NotIn", "values": ["hdd"]},
+    ]}]});
+    let (required, wished) = (
+        "requiredDuringSchedulingIgnoredDuringExecution",
+        "preferredDuringSchedulingIgnoredDuringExecution",
+    );
+    for (affinity, allowed) in [
+        (json!({"nodeAffinity": {required: nodes}}), true),
+        (json!({"podAntiAffinity": {wished: preferred}}), true),
+        (json!({"podAffinity": {wished: preferred, required: []}}), true),
+        (json!({"podAntiAffinity": {required: [term]}}), false),
+        (json!({"podAffinity": {required: [term]}}), false),
+    ] {
+        let with = spec(|spec| spec["generic"]["affinity"] = affinity.clone());
+        let expected = (!allowed).then_some("PopulatorRefused");
+        assert_eq!(refused(&with, &[]), expected, "{affinity}");
     }
 }
 

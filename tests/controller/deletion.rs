@@ -9,7 +9,8 @@ use serde_json::json;
 use stand_in::ProvisionFailure;
 
 use crate::case::Case;
-use crate::world::{shared, until};
+use crate::support::{ID, SECRET};
+use crate::world::{POPULATORS, alone, shared, until};
 
 /// A claim whose worker runs, and goes on running until the server's faults are cleared.
 async fn under_way(case: &Case) -> PersistentVolumeClaim {
@@ -172,6 +173,23 @@ fn a_prime_pvc_deleted_by_someone_means_a_fresh_volume() {
         case.filled("data").await;
         assert_ne!(case.bound("data").await.spec.unwrap().volume_name, Some(first.clone()));
         case.gone(&Api::<PersistentVolume>::all(world.client.clone()), &first).await;
+    });
+}
+
+#[test]
+fn the_populator_namespace_deleted_and_installed_again_fills_a_fresh_volume() {
+    alone(&["--allow-endpoint=127.0.0.1"], |world| async move {
+        world.start_controller();
+        let case = Case::new(&world, "ousted").await;
+        under_way(&case).await;
+        let namespaces = Api::<Namespace>::all(world.client.clone());
+        case.delete(&namespaces, POPULATORS).await;
+        case.gone(&namespaces, POPULATORS).await;
+        case.event("data", Some("models"), &["PopulatorSecretNotFound"]).await;
+        case.server.clear_faults();
+        world.install();
+        case.secret(&case.namespace, json!({"accessKeyId": ID, "accessKeySecret": SECRET})).await;
+        case.filled("data").await;
     });
 }
 

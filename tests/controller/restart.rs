@@ -15,9 +15,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams};
+use kube::api::{Api, DeleteParams, PostParams};
 use serde_json::json;
 
 use crate::case::Case;
@@ -144,6 +144,24 @@ fn a_controller_killed_after_any_change_converges_and_repeats_no_event() {
             let case = Case::new(world, &format!("fill-{n}")).await;
             case.source("models", case.spec(json!({}))).await;
             case.claim("data", "models", "immediate", json!({})).await;
+            case.filled("data").await;
+            let told = BTreeSet::from(["PopulatorCreated", "PopulatorFinished"].map(str::to_owned));
+            assert_eq!(case.reasons("data").await, told, "killed after {n}");
+        })
+        .await;
+        killed_after_each_change(world, |n| async move {
+            let case = Case::new(world, &format!("consumer-{n}")).await;
+            case.source("models", case.spec(json!({}))).await;
+            case.claim("data", "models", "consumer", json!({})).await;
+            let pod = serde_json::from_value(json!({
+                "metadata": {"name": "reader"},
+                "spec": {
+                    "restartPolicy": "Never",
+                    "containers": [{"name": "reader", "image": "busybox", "command": ["/bin/true"]}],
+                    "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+                },
+            }));
+            case.api::<Pod>().create(&PostParams::default(), &pod.unwrap()).await.unwrap();
             case.filled("data").await;
             let told = BTreeSet::from(["PopulatorCreated", "PopulatorFinished"].map(str::to_owned));
             assert_eq!(case.reasons("data").await, told, "killed after {n}");

@@ -98,7 +98,7 @@ impl World {
     }
 
     /// As a user would: `ossvp manifests | kubectl apply -f -`, but that the controller is no Pod.
-    fn install(&self) {
+    pub fn install(&self) {
         let mut manifests = Command::new(env!("CARGO_BIN_EXE_ossvp"));
         // the image is said once
         let flags = self.flags.iter().filter(|flag| !flag.starts_with(OWN_IMAGE));

@@ -5,7 +5,7 @@
 //! | step | file | what |
 //! |---|---|---|
 //! | observe | `observe`, `observed` | what is there for the claim, reduced to facts |
-//! | decide | [`decide`], `policy`, `words` | pure: the next action, and what users are told |
+//! | decide | `decide`, `policy`, `words` | pure: the next action, and what users are told |
 //! | show | `status`, `events` | the resource's status, and events on claim and resource |
 //! | apply | `apply`, `build` | at most one change, conditional on what was seen |
 //!

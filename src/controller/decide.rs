@@ -35,6 +35,9 @@ mod tests;
 
 /// How often something is looked at again that makes no events: progress, warnings of others.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How old a Pod is that does not run before the kubelet's warnings count as what holds it: many are
+/// over with the next attempt, or speak of something else.
+const STARTS_WITHIN: Duration = Duration::from_secs(20);
 /// How long after the deletion of a claim it is said what holds it.
 const CLEANUP_STICKS: Duration = Duration::from_secs(300);
 
@@ -473,17 +476,20 @@ fn populate(
                 .tell(created)
                 .act(Action::RecordFailure(failure))
         }
-        WorkerState::Active => under_way(seen, worker, created),
+        WorkerState::Active => under_way(seen, worker, created, now),
     }
 }
 
-fn under_way(seen: &Observed, worker: &Worker, created: Notice) -> Decision {
+fn under_way(seen: &Observed, worker: &Worker, created: Notice, now: Timestamp) -> Decision {
     let newest = worker.pod.as_ref();
     let last = |ended: &&Ended| newest.is_some_and(|pod| pod.name == ended.pod);
     let held = match newest {
         None => seen.warning.clone(),
         Some(pod) if pod.running => None,
-        Some(pod) => pod.held_by.clone().or_else(|| seen.warning.clone()),
+        Some(pod) => pod.held_by.clone().or_else(|| {
+            let starting = |created| now.duration_since(created).unsigned_abs() < STARTS_WITHIN;
+            seen.warning.clone().filter(|_| !pod.created.is_some_and(starting))
+        }),
     };
     let mut decision = match (worker.ended.as_ref().filter(last), held) {
         // whether there will be another is for the Job controller to say

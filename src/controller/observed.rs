@@ -185,6 +185,7 @@ pub(crate) enum WorkerState {
 pub(crate) struct WorkerPod {
     pub(crate) name: String,
     pub(crate) running: bool,
+    pub(crate) created: Option<Timestamp>,
     /// Why it does not run: unschedulable, no image, and the like.
     pub(crate) held_by: Option<String>,
 }
@@ -370,6 +371,7 @@ impl WorkerPod {
             .next();
         Self {
             name: pod.name_any(),
+            created: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
             running: state.is_some_and(|state| state.running.is_some()),
             held_by: waiting.or(unscheduled),
         }

@@ -70,7 +70,7 @@ fn filling() -> Observed {
         uid: "job".to_owned(),
         prime: "prime".to_owned(),
         access: "secret/oss-secret/1".to_owned(),
-        pod: Some(WorkerPod { name: "pod".to_owned(), running: true, held_by: None }),
+        pod: Some(WorkerPod { name: "pod".to_owned(), running: true, ..WorkerPod::default() }),
         ..Worker::default()
     });
     seen

@@ -257,7 +257,11 @@ fn a_pod_that_does_not_run_says_why() {
     assert_eq!(unscheduled.held_by.as_deref(), Some("Unschedulable: 0/3 nodes"));
     assert_eq!(
         held(json!({"phase": "Pending"})),
-        WorkerPod { name: "a".to_owned(), ..WorkerPod::default() }
+        WorkerPod {
+            name: "a".to_owned(),
+            created: Some(Timestamp::from_second(1).unwrap()),
+            ..WorkerPod::default()
+        }
     );
 }
 

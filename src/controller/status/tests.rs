@@ -22,7 +22,11 @@ fn working(bytes: u64, bytes_total: u64, listing_done: bool) -> Observed {
         prime: Some(Prime::default()),
         worker: Some(Worker {
             created: Some(at(5)),
-            pod: Some(WorkerPod { name: "pod-1".to_owned(), running: true, held_by: None }),
+            pod: Some(WorkerPod {
+                name: "pod-1".to_owned(),
+                running: true,
+                ..WorkerPod::default()
+            }),
             progress: Some(Progress {
                 ossvp: "progress".to_owned(),
                 v: 1,

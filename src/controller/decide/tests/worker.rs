@@ -156,6 +156,13 @@ fn a_worker_that_cannot_start_says_what_holds_it() {
         ("cannot mount", waiting(None, Some("FailedMount: no")), "Populating - Created Stalled"),
         ("not yet", waiting(None, None), "Populating - Created"),
         (
+            "a warning while it starts",
+            but(waiting(None, Some("MissingClusterDNS: no")), |it| {
+                worker(it).pod.as_mut().unwrap().created = Some(NOW);
+            }),
+            "Populating - Created",
+        ),
+        (
             "no Pod, since the quota is used up",
             but(filling(), |it| {
                 (worker(it).pod, it.warning) = (None, Some("FailedCreate: quota".to_owned()));

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use cluster::{AuditEvent, ControlPlane};
@@ -244,10 +244,13 @@ impl Controller {
         more: &[&str],
         log: PathBuf,
     ) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ossvp"));
+        // it goes when the test's process does, however that ends: a static is never dropped
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_ossvp")]);
         let image = format!("{OWN_IMAGE}{IMAGE}");
         command
             .env_clear()
+            .env("PATH", "/usr/bin:/bin")
             .env("KUBECONFIG", kubeconfig)
             .args(["controller", "-v", "--listen=127.0.0.1:0"])
             .args((!flags.iter().any(|it| it.starts_with(OWN_IMAGE))).then_some(image))
@@ -256,7 +259,7 @@ impl Controller {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap());
-        Self { child: Mutex::new(command.spawn().unwrap()), log }
+        Self { child: Mutex::new(spawn(command)), log }
     }
 
     pub fn log(&self) -> String {
@@ -273,6 +276,25 @@ impl Controller {
     pub fn ended(&self) -> Option<std::process::ExitStatus> {
         self.child.lock().unwrap().try_wait().unwrap()
     }
+}
+
+/// Spawns from a thread that lives as long as the process: a child is told of the end of the thread
+/// that it comes from.
+fn spawn(command: Command) -> Child {
+    type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
+    static SPAWNER: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
+        let (sender, orders) = mpsc::channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in orders {
+                // whoever asked may have panicked
+                let _ = answer.send(command.spawn());
+            }
+        });
+        Mutex::new(sender)
+    });
+    let (answer, spawned) = mpsc::channel();
+    SPAWNER.lock().unwrap_or_else(PoisonError::into_inner).send((command, answer)).unwrap();
+    spawned.recv().unwrap().unwrap()
 }
 
 impl Drop for Controller {

@@ -31,6 +31,7 @@ mod settings;
 mod status;
 mod watches;
 mod words;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

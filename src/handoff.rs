@@ -13,6 +13,7 @@ pub use args::{
 pub use argv::argv;
 pub use exit::{ExitCode, Verdict};
 pub use quantity::{ByteSize, QuantityError, Rate, Span};
+pub(crate) use records::shortened;
 pub use records::{
     Checked, Figures, MARKER_VERSION, Marker, OUTCOME_LIMIT, Outcome, Plan, Progress, Report,
     SourceIdentity, Tally,

@@ -86,9 +86,9 @@ fn populate(args: PopulateArgs) -> ExitCode {
         }
     };
     allow_descriptors();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("cannot start: {error}"), ExitCode::Unexpected),
+        Err(code) => return code,
     };
     let ended = runtime.block_on(async {
         let (sender, stop) = Stop::channel();
@@ -101,6 +101,13 @@ fn populate(args: PopulateArgs) -> ExitCode {
     runtime.shutdown_timeout(Duration::from_secs(1));
     show(&ended);
     ended.code
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, ExitCode> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| fail(&format!("cannot start: {error}"), ExitCode::Unexpected))
 }
 
 /// Calls `stop` at each SIGINT and SIGTERM, with the exit code that it asks for.
@@ -126,9 +133,9 @@ fn control(args: ControllerArgs) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return fail(&chain(&error), ExitCode::Usage),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("cannot start: {error}"), ExitCode::Unexpected),
+        Err(code) => return code,
     };
     let ended = runtime.block_on(async {
         let stopped = std::sync::Arc::new(tokio::sync::Notify::new());

@@ -87,13 +87,7 @@ pub(super) async fn apply(
         Action::DeletePods(strays) => {
             let pods = Api::<Pod>::namespaced(client.clone(), here);
             for stray in strays {
-                let how = DeleteParams {
-                    preconditions: Some(Preconditions {
-                        uid: Some(stray.uid.clone()),
-                        resource_version: None,
-                    }),
-                    ..DeleteParams::default()
-                };
+                let how = only(Some(stray.uid.clone()), None);
                 unless_gone(pods.delete(&stray.name, &how).await.map(drop)).map_err(failed)?;
             }
             Ok(())
@@ -103,23 +97,24 @@ pub(super) async fn apply(
             // in the foreground: the Job is there until its Pods are gone and the volume is free
             let how = DeleteParams {
                 propagation_policy: Some(PropagationPolicy::Foreground),
-                preconditions: Some(Preconditions { uid: job.uid(), resource_version: None }),
-                ..DeleteParams::default()
+                ..only(job.uid(), None)
             };
             let jobs = Api::<Job>::namespaced(client.clone(), here);
             unless_gone(jobs.delete(&job.name_any(), &how).await.map(drop)).map_err(failed)
         }
         Action::DeletePrime => {
             let prime = prime()?;
-            let how = DeleteParams {
-                preconditions: Some(Preconditions {
-                    uid: prime.uid(),
-                    resource_version: prime.resource_version(),
-                }),
-                ..DeleteParams::default()
-            };
+            let how = only(prime.uid(), prime.resource_version());
             unless_gone(primes().delete(&prime.name_any(), &how).await.map(drop)).map_err(failed)
         }
+    }
+}
+
+/// Deletes the object that was seen, and no other of its name; with a version, only if it is unchanged.
+fn only(uid: Option<String>, resource_version: Option<String>) -> DeleteParams {
+    DeleteParams {
+        preconditions: Some(Preconditions { uid, resource_version }),
+        ..DeleteParams::default()
     }
 }
 

@@ -26,7 +26,7 @@ use super::policy::{Access, Refusal};
 use super::settings::{Security, WorkerSettings};
 use super::{names, words};
 use crate::handoff::{self, Direct, ExitCode, PopulateArgs, ProgressStyle, ShardOf, Verdict};
-use crate::keys::{Dialect, Prefix, SourceUrl};
+use crate::keys::{Dialect, Prefix, SourceUrl, hex};
 
 /// Where things are in the worker's container.
 const VOLUME: &str = "/volume";
@@ -131,7 +131,7 @@ fn check_glob(glob: &str) -> Result<(), String> {
 pub(crate) fn digest(spec: &OSSVolumePopulatorSpec) -> String {
     // maps are sorted and absent fields are left out, so that equal specs have equal texts
     let text = serde_json::to_vec(spec).expect("a spec came from JSON");
-    Sha256::digest(text)[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(text)[..16])
 }
 
 fn ours(claim: &PersistentVolumeClaim) -> (BTreeMap<String, String>, BTreeMap<String, String>) {

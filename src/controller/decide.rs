@@ -318,7 +318,7 @@ fn fill(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
             .act(Action::AddFinalizer);
     }
     if let Some(failure) = &prime.failure {
-        return Decision::new(Phase::Failed, words::failed(failure)).warn("PopulatorFailed");
+        return Decision::new(Phase::Failed, &failure.message).warn("PopulatorFailed");
     }
     if prime.phase == PrimePhase::Pending {
         return provision(seen, target, prime);
@@ -472,7 +472,7 @@ fn populate(
                 access: worker.access.clone(),
                 time: now,
             };
-            Decision::new(Phase::Failed, words::failed(&failure))
+            Decision::new(Phase::Failed, &failure.message)
                 .tell(created)
                 .act(Action::RecordFailure(failure))
         }

@@ -13,6 +13,8 @@ use kube::{Client, Resource, ResourceExt};
 use sha2::{Digest, Sha256};
 
 use super::decide::Notice;
+use crate::handoff::shortened;
+use crate::keys::hex;
 
 /// The name that events come from.
 const COMPONENT: &str = "ossvp";
@@ -21,8 +23,8 @@ const COMPONENT: &str = "ossvp";
 const TELL_AGAIN: Duration = Duration::from_secs(61 * 60);
 /// What happened once is not told when its event may be gone already.
 const LATELY: Duration = Duration::from_secs(50 * 60);
-/// The API server refuses longer notes.
-const LONGEST: usize = 1024;
+/// The most bytes of a message, before the `…` of one that is cut: the API server refuses 1,025.
+const LONGEST: usize = 1021;
 /// Names remembered before the old ones are looked through.
 const REMEMBERED: usize = 10_000;
 
@@ -87,7 +89,7 @@ impl Recorder {
 fn name(about: &ObjectReference, notice: &Notice) -> String {
     let uid = about.uid.as_deref().unwrap_or_default();
     let digest = Sha256::digest([uid, notice.reason, &notice.key].join("\n"));
-    let digest: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex(&digest[..8]);
     // an object's name has up to 253 characters, as an event's has
     let mut name = about.name.clone().unwrap_or_default();
     name.truncate(name.floor_char_boundary(200));
@@ -101,11 +103,6 @@ fn event(
     now: Timestamp,
     instance: &str,
 ) -> Event {
-    let mut message = notice.message.clone();
-    if message.len() > LONGEST {
-        message.truncate(message.floor_char_boundary(LONGEST - '…'.len_utf8()));
-        message.push('…');
-    }
     Event {
         metadata: ObjectMeta {
             name: Some(name),
@@ -115,7 +112,7 @@ fn event(
         involved_object: about,
         type_: Some(if notice.warning { "Warning" } else { "Normal" }.to_owned()),
         reason: Some(notice.reason.to_owned()),
-        message: Some(message),
+        message: Some(shortened(&notice.message, LONGEST)),
         first_timestamp: Some(Time(now)),
         last_timestamp: Some(Time(now)),
         count: Some(1),

@@ -90,6 +90,16 @@ impl ClaimKey {
         let uid = claim.labels().get(names::CLAIM_UID)?;
         Some(Self { namespace: namespace.to_owned(), name: name.to_owned(), uid: uid.clone() })
     }
+
+    /// The claim, if it is there: another one may have its name.
+    pub(super) fn found_in(
+        &self,
+        claims: &Store<PersistentVolumeClaim>,
+    ) -> Option<ObjectRef<PersistentVolumeClaim>> {
+        let claim = ObjectRef::new(&self.name).within(&self.namespace);
+        let found = claims.get(&claim)?;
+        (found.uid().as_ref() == Some(&self.uid)).then_some(claim)
+    }
 }
 
 /// The name of the resource that a claim asks to be filled from, if it is one of ours.
@@ -138,8 +148,7 @@ impl Caches {
 impl Observer {
     /// Whether the claim itself is there.
     pub(super) fn has(&self, key: &ClaimKey) -> bool {
-        let claim = self.caches.claims.get(&ObjectRef::new(&key.name).within(&key.namespace));
-        claim.is_some_and(|claim| claim.uid().as_ref() == Some(&key.uid))
+        key.found_in(&self.caches.claims).is_some()
     }
 
     /// Everything that is there for `key`.
@@ -186,8 +195,7 @@ impl Observer {
         let mut worker = job.as_deref().map(|job| Worker::of(job, &pods));
         let mut warning = None;
         if from == From::Caches {
-            warning =
-                self.warning(prime.as_deref(), prime_facts.as_ref(), job.as_deref(), &pods).await;
+            warning = self.warning(prime.as_deref(), job.as_deref(), worker.as_ref(), &pods).await;
             if let Some(worker) = &mut worker {
                 worker.progress = self.progress(worker).await;
             }
@@ -264,24 +272,21 @@ impl Observer {
     async fn warning(
         &self,
         prime: Option<&PersistentVolumeClaim>,
-        prime_facts: Option<&Prime>,
         job: Option<&Job>,
+        worker: Option<&Worker>,
         pods: &[Arc<Pod>],
     ) -> Option<String> {
-        let pending = prime_facts.is_some_and(|prime| prime.phase == PrimePhase::Pending);
-        let worker = job.map(|job| Worker::of(job, pods));
-        let scheduled = pods.iter().any(|pod| {
-            let named = worker.as_ref().and_then(|worker| worker.pod.as_ref());
-            named.is_some_and(|named| named.name == pod.name_any())
-                && pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())
-        });
-        let uid = match &worker {
-            None if pending => prime?.uid(),
+        let newest = worker.and_then(|worker| worker.pod.as_ref());
+        let newest = newest.and_then(|newest| pods.iter().find(|it| it.name_any() == newest.name));
+        let scheduled =
+            newest.and_then(|pod| pod.spec.as_ref()).is_some_and(|spec| spec.node_name.is_some());
+        let uid = match worker {
+            None => prime.filter(|prime| Prime::of(prime).phase == PrimePhase::Pending)?.uid(),
             Some(worker) if worker.state == WorkerState::Active && !worker.deleting => {
                 match &worker.pod {
                     None => job?.uid(),
                     Some(pod) if pod.running => return None,
-                    Some(pod) => pods.iter().find(|it| it.name_any() == pod.name)?.uid(),
+                    Some(_) => newest?.uid(),
                 }
             }
             _ => return None,

@@ -212,13 +212,13 @@ fn pod(generic: &Generic, settings: &Settings) -> Result<(), Refusal> {
         }
     }
     let affinity = generic.affinity.as_ref();
-    let repels = affinity.and_then(|it| it.pod_anti_affinity.as_ref()).is_some_and(|it| {
-        it.required_during_scheduling_ignored_during_execution.iter().flatten().next().is_some()
-    });
-    let attracts = affinity.and_then(|it| it.pod_affinity.as_ref()).is_some_and(|it| {
-        it.required_during_scheduling_ignored_during_execution.iter().flatten().next().is_some()
-    });
-    if repels || attracts {
+    let repels = affinity.and_then(|it| it.pod_anti_affinity.as_ref());
+    let attracts = affinity.and_then(|it| it.pod_affinity.as_ref());
+    let required = [
+        repels.and_then(|it| it.required_during_scheduling_ignored_during_execution.as_ref()),
+        attracts.and_then(|it| it.required_during_scheduling_ignored_during_execution.as_ref()),
+    ];
+    if required.into_iter().flatten().any(|terms| !terms.is_empty()) {
         // the populator namespace is everybody's, and so are the Pods that this speaks of
         return refused(
             "generic.affinity: podAffinity and podAntiAffinity may only be preferred, since other namespaces' workers run beside this one; use nodeAffinity".to_owned(),

@@ -191,11 +191,12 @@ impl Index {
     fn of_claim(&self, claim: &PersistentVolumeClaim) -> Vec<Claim> {
         let own = ObjectRef::from_obj(claim);
         if claim.namespace().as_ref() == Some(&self.populators) {
-            let target = ClaimKey::of(claim, &self.populators).and_then(|key| self.present(&key));
+            let target =
+                ClaimKey::of(claim, &self.populators).and_then(|key| key.found_in(&self.claims));
             return vec![target.unwrap_or(own)];
         }
         let Some(key) = ClaimKey::of(claim, &self.populators) else { return vec![own] };
-        if self.present(&key).is_some() {
+        if key.found_in(&self.claims).is_some() {
             return vec![own];
         }
         // it is gone, by force perhaps: what was made for it, and its resource's status, are left
@@ -218,14 +219,7 @@ impl Index {
         };
         let key =
             ClaimKey { namespace: namespace.to_owned(), name: name.to_owned(), uid: uid.clone() };
-        vec![self.present(&key).unwrap_or_else(|| self.prime(uid))]
-    }
-
-    /// The claim, if it is there: another one may have its name.
-    fn present(&self, key: &ClaimKey) -> Option<Claim> {
-        let claim = ObjectRef::new(&key.name).within(&key.namespace);
-        let found = self.claims.get(&claim)?;
-        (found.uid().as_ref() == Some(&key.uid)).then_some(claim)
+        vec![key.found_in(&self.claims).unwrap_or_else(|| self.prime(uid))]
     }
 
     fn prime(&self, uid: &str) -> Claim {
@@ -247,11 +241,7 @@ impl Index {
             return vec![];
         }
         self.tell_source(ObjectRef::from_obj(source));
-        let name = source.name_any();
-        let names_it = |claim: &PersistentVolumeClaim| {
-            claim.namespace() == source.namespace() && source_of(claim) == Some(&name)
-        };
-        self.claims(names_it)
+        self.naming(source)
     }
 
     fn of_class(&self, class: &StorageClass) -> Vec<Claim> {
@@ -269,10 +259,7 @@ impl Index {
         });
         let claims = using.iter().flat_map(|source| {
             self.tell_source(ObjectRef::from_obj(source.as_ref()));
-            let name = source.name_any();
-            self.claims(|claim| {
-                claim.namespace() == source.namespace() && source_of(claim) == Some(&name)
-            })
+            self.naming(source)
         });
         claims.collect()
     }
@@ -281,6 +268,14 @@ impl Index {
         let sources = self.sources.state();
         sources.iter().for_each(|source| self.tell_source(ObjectRef::from_obj(source.as_ref())));
         self.claims(|_| true)
+    }
+
+    /// The claims that name a resource.
+    fn naming(&self, source: &OSSVolumePopulator) -> Vec<Claim> {
+        let name = source.name_any();
+        self.claims(|claim| {
+            claim.namespace() == source.namespace() && source_of(claim) == Some(&name)
+        })
     }
 
     fn claims(&self, wanted: impl Fn(&PersistentVolumeClaim) -> bool) -> Vec<Claim> {

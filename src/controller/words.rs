@@ -1,6 +1,6 @@
 //! What users read: messages of events and status. Pure.
 
-use super::observed::{Ended, Failure, Worker};
+use super::observed::{Ended, Worker};
 use super::policy::Access;
 
 /// The seed's message of a resource whose volumes are filled.
@@ -145,11 +145,6 @@ pub(crate) fn between(ended: &Ended) -> String {
         Some(0) => "the worker has filled the volume".to_owned(),
         _ => format!("a worker has failed: {}", ended_as(ended)),
     }
-}
-
-/// A failure for good, and what ends it.
-pub(crate) fn failed(failure: &Failure) -> String {
-    failure.message.clone()
 }
 
 /// What tells one set of credentials from another.

@@ -265,7 +265,7 @@ fn json(value: &impl Serialize) -> String {
 }
 
 /// `text`, or its first `bytes` bytes (at a character's end) and `…`.
-fn shortened(text: &str, bytes: usize) -> String {
+pub(crate) fn shortened(text: &str, bytes: usize) -> String {
     if text.len() <= bytes {
         return text.to_owned();
     }

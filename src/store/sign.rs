@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-use crate::keys::Dialect;
+use crate::keys::{Dialect, hex};
 
 /// What stands for the body's digest: bodies are empty, and TLS protects the request.
 pub(super) const UNSIGNED_PAYLOAD: &str = "UNSIGNED-PAYLOAD";
@@ -155,6 +155,7 @@ pub(super) fn encode(text: &str, keep_slash: bool) -> String {
 }
 
 fn encode_into(out: &mut String, text: &str, keep_slash: bool) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for &byte in text.as_bytes() {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
@@ -163,21 +164,11 @@ fn encode_into(out: &mut String, text: &str, keep_slash: bool) {
             b'/' if keep_slash => out.push('/'),
             byte => {
                 out.push('%');
-                push_hex(out, byte, b"0123456789ABCDEF");
+                out.push(char::from(DIGITS[usize::from(byte >> 4)]));
+                out.push(char::from(DIGITS[usize::from(byte & 15)]));
             }
         }
     }
-}
-
-fn push_hex(out: &mut String, byte: u8, digits: &[u8; 16]) {
-    out.push(char::from(digits[usize::from(byte >> 4)]));
-    out.push(char::from(digits[usize::from(byte & 15)]));
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len() * 2);
-    bytes.iter().for_each(|byte| push_hex(&mut out, *byte, b"0123456789abcdef"));
-    out
 }
 
 fn hmac(key: &[u8], text: &[u8]) -> [u8; 32] {

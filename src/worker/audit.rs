@@ -9,10 +9,11 @@ use sha2::{Digest, Sha256};
 use super::commit::read_digests;
 use super::failure::Failure;
 use super::inspect::{self, Lines, MANIFEST};
-use super::manifest::{FileRecord, Line, hex};
+use super::manifest::{FileRecord, Line};
 use super::verify::{Digests, Wanted};
 use super::volume::Volume;
 use crate::handoff::{ExitCode, ShardOf};
+use crate::keys::hex;
 
 /// What was found.
 #[derive(Debug)]

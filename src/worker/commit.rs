@@ -13,14 +13,14 @@ use super::at::{VolumeError, errno, uninterrupted};
 use super::failure::Failure;
 use super::inspect::{self, Held, History, Lines, MANIFEST, MARKER};
 use super::list::{Entry, Target};
-use super::manifest::{FileRecord, Line, VERSION, hex};
+use super::manifest::{FileRecord, Line, VERSION};
 use super::progress::Counters;
 use super::sort::Sorter;
 use super::sums;
 use super::verify::Digests;
 use super::volume::{Published, Volume};
 use crate::handoff::{Checked, Marker, SourceIdentity, Tally};
-use crate::keys::VolumePath;
+use crate::keys::{VolumePath, hex};
 
 pub(crate) const SUMS: &str = "SHA256SUMS";
 

@@ -17,12 +17,12 @@ use super::at::errno;
 use super::commit::digests_of;
 use super::failure::Failure;
 use super::list::{Entry, Target};
-use super::manifest::{fields, hex, seal, unseal};
+use super::manifest::{fields, seal, unseal};
 use super::verify::{Digests, Wanted};
 use super::volume::Volume;
 use super::write::{ALIGNMENT, Calls, Staged};
 use crate::handoff::Direct;
-use crate::keys::VolumePath;
+use crate::keys::{VolumePath, hex};
 use crate::store::Stated;
 
 /// What the names of notes end in.

@@ -5,13 +5,12 @@
 //! bounded by the length of a key.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
 
 use crate::handoff::Unmappable;
 use crate::keys::{
-    Key, MAX_PATH, MAX_SEGMENT, Prefix, VolumePath, is_own_directory, refuse_segment,
+    Key, MAX_PATH, MAX_SEGMENT, Prefix, VolumePath, hex, is_own_directory, refuse_segment,
 };
 
 /// Where one key goes.
@@ -255,8 +254,6 @@ fn cut(name: &str, whole: &str, limit: usize) -> String {
     keep = name.floor_char_boundary(keep);
     let mut out = name[..keep].to_owned();
     out.push('%');
-    for byte in &Sha256::digest(whole.as_bytes())[..8] {
-        write!(out, "{byte:02x}").expect("writing to a String cannot fail");
-    }
+    out.push_str(&hex(&Sha256::digest(whole.as_bytes())[..8]));
     out
 }

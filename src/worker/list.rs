@@ -13,12 +13,11 @@ use super::at::{VolumeError, errno};
 use super::failure::Failure;
 use super::inspect::Capacity;
 use super::layout::{Layout, LayoutError, Place};
-use super::manifest::hex;
 use super::options::{Filter, Options};
 use super::progress::{Counters, add_stated};
 use super::sort::{Sorted, Sorter, SpillFile};
 use crate::handoff::ShardOf;
-use crate::keys::{Key, Prefix, VolumePath};
+use crate::keys::{Key, Prefix, VolumePath, hex};
 use crate::store::{Listed, Source, StoreError};
 
 /// What an object weighs besides its bytes when shards share the work: a small object costs a

@@ -22,7 +22,7 @@ use std::fmt::Write as _;
 use crc_fast::{CrcAlgorithm, checksum};
 
 use crate::handoff::{Checked, SourceIdentity};
-use crate::keys::VolumePath;
+use crate::keys::{VolumePath, hex};
 
 /// The manifest's format.
 pub(crate) const VERSION: u32 = 1;
@@ -208,14 +208,6 @@ pub(crate) fn fields(line: &mut String, fields: &[&str]) {
 
 fn unescaped(field: &str) -> Option<String> {
     percent_encoding::percent_decode_str(field).decode_utf8().ok().map(|text| text.into_owned())
-}
-
-/// Lower-case hex digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
-        write!(out, "{byte:02x}").expect("writing to a String cannot fail");
-        out
-    })
 }
 
 /// A SHA-256 of 64 hex digits.

@@ -14,12 +14,12 @@ use super::at::{VolumeError, errno};
 use super::commit::SUMS;
 use super::failure::Failure;
 use super::inspect::{self, Lines, MANIFEST, MARKER};
-use super::manifest::{Line, hex};
+use super::manifest::Line;
 use super::own::Own;
 use super::plan::{self, Look};
 use super::volume::Volume;
 use crate::handoff::{Marker, ShardOf};
-use crate::keys::VolumePath;
+use crate::keys::{VolumePath, hex};
 
 /// The file whose lock says who looks at all markers, or takes one away.
 const COMPLETION: &str = "completion";

@@ -9,7 +9,7 @@ use super::at::{VolumeError, errno};
 use super::failure::Failure;
 use super::manifest::unhex;
 use super::sort::{Sorted, Sorter, SpillFile};
-use crate::keys::Prefix;
+use crate::keys::{Prefix, hex};
 use crate::store::{Source, explain, location};
 
 /// The name of the object, right under the prefix.
@@ -130,7 +130,7 @@ fn unescaped(path: &str) -> Option<String> {
 
 /// The line that `sha256sum -c` reads for `path`.
 pub(crate) fn line(digest: &[u8; 32], path: &str) -> String {
-    let digest = super::manifest::hex(digest);
+    let digest = hex(digest);
     if path.contains(['\\', '\n', '\r']) {
         let path = path.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r");
         return format!("\\{digest}  {path}\n");

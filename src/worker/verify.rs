@@ -7,8 +7,8 @@ use crc_fast::{CrcAlgorithm, checksum_combine};
 use md5::Md5;
 use sha2::{Digest as _, Sha256};
 
-use super::manifest::hex;
 use crate::handoff::{Checked, Tally, VerifyMode};
+use crate::keys::hex;
 use crate::store::Stated;
 
 /// The checksum that a source states for an object, of those it states the one we compare.

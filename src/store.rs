@@ -93,12 +93,14 @@ impl Default for Surroundings {
 pub struct Source {
     dialect: Dialect,
     prefix: Prefix,
-    listing: Listing,
-    objects: Arc<dyn ObjectStore>,
+    place: Place,
+    decorate: Option<Decorator>,
     meter: Arc<Meter>,
 }
 
-enum Listing {
+type Decorator = Box<dyn Fn(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> + Send + Sync>;
+
+enum Place {
     Bucket(Arc<client::Client>),
     Directory(files::Files),
 }
@@ -108,7 +110,6 @@ impl fmt::Debug for Source {
         f.debug_struct("Source")
             .field("dialect", &self.dialect)
             .field("prefix", &self.prefix)
-            .field("objects", &self.objects)
             .finish_non_exhaustive()
     }
 }
@@ -149,8 +150,8 @@ impl Source {
                 return Ok(Self {
                     dialect: Dialect::File,
                     prefix: Prefix::default(),
-                    objects: Arc::new(read_only::ReadOnly(files.clone())),
-                    listing: Listing::Directory(files),
+                    place: Place::Directory(files),
+                    decorate: None,
                     meter,
                 });
             }
@@ -190,14 +191,14 @@ impl Source {
             policy,
             meter: meter.clone(),
             max_frame: read_buffer.unwrap_or(transport::READ_BUFFER).max(1),
-            clock_offset: 0.into(),
-            answered: false.into(),
+            clock_offset: Arc::default(),
+            answered: Arc::default(),
         });
         Ok(Self {
             dialect,
             prefix,
-            objects: Arc::new(read_only::ReadOnly(objects::Objects(client.clone()))),
-            listing: Listing::Bucket(client),
+            place: Place::Bucket(client),
+            decorate: None,
             meter,
         })
     }
@@ -211,30 +212,40 @@ impl Source {
     /// Of a directory: the regular files below it, symlinks followed, keys being their paths
     /// relative to it; also in key order. Empty directories are no objects.
     pub fn list(&self, after: Option<&Key>) -> BoxStream<'static, Result<Listed, StoreError>> {
-        match &self.listing {
-            Listing::Bucket(client) => {
+        match &self.place {
+            Place::Bucket(client) => {
                 lister::list(client.clone(), self.prefix.clone(), after.cloned())
             }
-            Listing::Directory(files) => files.list(after.cloned()),
+            Place::Directory(files) => files.list(after.cloned()),
         }
     }
 
-    /// GET and HEAD of single objects by [`location()`]; nothing else is supported.
+    /// GET and HEAD of single objects by [`location()`]; nothing else is supported. Each has
+    /// connections of its own, which are best used on one thread.
     ///
     /// - a failed request is sent again, and a broken body resumes, as [`RetryPolicy`] says
     /// - [`Stated`] rides in the result's extensions
     /// - [`explain`] gets the [`StoreError`] out of an error
     pub fn objects(&self) -> Arc<dyn ObjectStore> {
-        self.objects.clone()
+        let objects: Arc<dyn ObjectStore> = match &self.place {
+            Place::Bucket(client) => {
+                Arc::new(read_only::ReadOnly(objects::Objects(Arc::new(client.apart()))))
+            }
+            Place::Directory(files) => Arc::new(read_only::ReadOnly(files.clone())),
+        };
+        match &self.decorate {
+            Some(decorate) => decorate(objects),
+            None => objects,
+        }
     }
 
-    /// Puts a decorator (cap, faults) around [`Source::objects`].
+    /// Puts a decorator (cap, faults) around all [`Source::objects`].
     #[must_use]
     pub fn decorate(
         mut self,
-        wrap: impl FnOnce(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore>,
+        wrap: impl Fn(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> + Send + Sync + 'static,
     ) -> Self {
-        self.objects = wrap(self.objects);
+        self.decorate = Some(Box::new(wrap));
         self
     }
 

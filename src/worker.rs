@@ -17,6 +17,7 @@ mod fetch;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod inspect;
+mod lanes;
 mod large;
 pub mod layout;
 mod list;
@@ -26,6 +27,7 @@ mod own;
 mod pace;
 mod plan;
 mod progress;
+mod queue;
 mod report;
 mod shards;
 mod sort;
@@ -40,7 +42,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::handoff::{ExitCode, MARKER_VERSION, Marker, Plan, ShardOf, VerifyMode};
@@ -55,21 +57,22 @@ pub use report::{Ended, print_plan};
 use commit::{Committed, Ledger};
 use inspect::{Capacity, Held, History, Past};
 use list::Listing;
+use lanes::Lanes;
 use own::Own;
 use pace::Pace;
 use plan::{Action, Look, Needs, Planner};
 use progress::{Counters, Display};
+use queue::Queue;
 use report::Watch;
 use sort::SpillFile;
 use sums::Sums;
-use transfer::{Transfers, blocking};
+use transfer::Transfers;
 use verify::Demands;
 use volume::Volume;
+use write::blocking;
 
 /// The file that says that the source lists in another order than by bytes.
 const UNORDERED: &str = "unordered";
-/// How far the plan may run ahead of the requests.
-const AHEAD: usize = 256;
 /// How often the file system is synced during a run, so that a power cut costs at most this much
 /// work. The kernel writes dirty pages back after 30 s anyway (`vm.dirty_expire_centisecs`).
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
@@ -187,7 +190,7 @@ fn open_source(options: &Options, watch: &Watch) -> Result<Source, Failure> {
         Some(rate) => {
             let cap = Arc::new(Cap::new(rate));
             watch.caps(Arc::clone(&cap));
-            source.decorate(|objects| Arc::new(Capped::new(objects, cap)))
+            source.decorate(move |objects| Arc::new(Capped::new(objects, Arc::clone(&cap))))
         }
     })
 }
@@ -369,11 +372,22 @@ async fn fill(
         Some(Arc::clone(volume)),
         Arc::clone(&counters),
     );
-    let (planning, actions) = plan_ahead(planner, Arc::clone(watch));
-    let transfers = Transfers::new(source, volume, &ledger, &counters, options, demands(options));
+    let queue = Arc::<Queue>::default();
+    let planning = plan_ahead(planner, Arc::clone(&queue), Arc::clone(watch));
+    let lanes = Lanes::start()?;
+    let demands = demands(options);
+    let transfers = Transfers::for_lanes(
+        lanes.count(),
+        source,
+        volume,
+        &ledger,
+        &counters,
+        options,
+        demands,
+    );
     // a failed checkpoint is a failed run
     let committed = tokio::select! {
-        committed = fetch::carry_out(&transfers, actions, &pace) => committed,
+        committed = fetch::carry_out(&lanes, &transfers, &queue, &pace) => committed,
         failure = checkpoints(&ledger) => Err(failure),
     };
     let closing = Arc::clone(&ledger);
@@ -443,20 +457,24 @@ impl<T> Drop for Aside<T> {
 /// Plans on a task of its own, so that the listing goes on while requests are under way.
 fn plan_ahead(
     mut planner: Planner,
+    queue: Arc<Queue>,
     watch: Arc<Watch>,
-) -> (Aside<Option<Planner>>, mpsc::Receiver<Result<Action, Failure>>) {
-    let (sender, receiver) = mpsc::channel(AHEAD);
-    let planning = Aside::spawn(async move {
-        while let Some(action) = planner.next().await.transpose() {
-            let failed = action.is_err();
-            if sender.send(action).await.is_err() || failed {
-                return None;
+) -> Aside<Option<Planner>> {
+    Aside::spawn(async move {
+        loop {
+            match planner.next().await {
+                Ok(Some(action)) => queue.push(action).await,
+                Ok(None) => break,
+                Err(failure) => {
+                    queue.end(Err(failure));
+                    return None;
+                }
             }
         }
         watch.listed();
+        queue.end(Ok(()));
         Some(planner)
-    });
-    (planning, receiver)
+    })
 }
 
 /// Syncs from time to time, until that fails.

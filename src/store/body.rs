@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
 use object_store::GetRange;
 use tokio::time::Instant;
 
@@ -15,6 +13,7 @@ use super::client::{Ask, Budget, Client, Failure};
 use super::error::StoreError;
 use super::objects::{Opened, Pieces};
 use super::stated::Stated;
+use super::transport::Arriving;
 
 /// Bytes a second below which a connection is as good as silent. The slowest link that is worth a
 /// run, 1 Mbit/s, gives each of 512 connections twice as much.
@@ -38,7 +37,7 @@ pub(super) struct Body {
     /// The offset in the object of the next byte to receive.
     at: u64,
     end: u64,
-    incoming: Option<Incoming>,
+    incoming: Option<Arriving>,
     /// Received, not yet handed out.
     waiting: Bytes,
     budget: Budget,
@@ -52,7 +51,7 @@ impl Body {
         client: Arc<Client>,
         ask: Ask,
         etag: Option<String>,
-        incoming: Incoming,
+        incoming: Arriving,
         range: Range<u64>,
         size: u64,
     ) -> Self {
@@ -103,7 +102,7 @@ impl Body {
                     self.incoming = Some(self.reopen().await?);
                     continue;
                 }
-                Some(incoming) if self.at == self.end && incoming.is_end_stream() => {
+                Some(incoming) if self.at == self.end && incoming.is_end() => {
                     return Ok(None);
                 }
                 // the timer runs only while somebody waits for this future, and bytes that are
@@ -165,7 +164,7 @@ impl Body {
 
     /// The body from where it broke off. An answer of another version, while the source says that
     /// nothing has changed, may be one broken answer: it is asked for again before it counts.
-    async fn reopen(&mut self) -> Result<Incoming, StoreError> {
+    async fn reopen(&mut self) -> Result<Arriving, StoreError> {
         for _ in 1..DOUBTS {
             match self.reopen_once().await {
                 Err(StoreError::ChangedMeanwhile { .. }) => {}
@@ -175,7 +174,7 @@ impl Body {
         self.reopen_once().await
     }
 
-    async fn reopen_once(&mut self) -> Result<Incoming, StoreError> {
+    async fn reopen_once(&mut self) -> Result<Arriving, StoreError> {
         self.waited = Duration::ZERO;
         let rest = GetRange::Bounded(self.at..self.end);
         let mut ask = self.ask.clone();

@@ -9,7 +9,6 @@ use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use http::header::{AUTHORIZATION, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::keys::{Dialect, Key};
@@ -23,7 +22,7 @@ use super::meter::Meter;
 use super::retry::{Attempts, RetryPolicy};
 use super::sign::{self, UNSIGNED_PAYLOAD, Unsigned};
 use super::stated::http_date;
-use super::transport::{BodyError, SendError, Transport, read_body};
+use super::transport::{Arriving, BodyError, SendError, Transport, read_body};
 use super::verdict::{Asked, Kind, Verdict, is_throttling, judge};
 
 /// The longest body of a refusal that is read; OSS's have some 500 bytes.
@@ -34,7 +33,19 @@ const MAX_REFUSAL: usize = 64 * 1024;
 const WHOLE: u32 = 10;
 
 /// How long OSS wants to be left alone, in milliseconds.
-const QOS_DELAY: &str = "x-oss-qos-delay-time";
+const QOS_DELAY: HeaderName = HeaderName::from_static("x-oss-qos-delay-time");
+
+/// Date, digest and token of a signed request.
+const OSS: [HeaderName; 3] = [
+    HeaderName::from_static("x-oss-date"),
+    HeaderName::from_static("x-oss-content-sha256"),
+    HeaderName::from_static("x-oss-security-token"),
+];
+const AMZ: [HeaderName; 3] = [
+    HeaderName::from_static("x-amz-date"),
+    HeaderName::from_static("x-amz-content-sha256"),
+    HeaderName::from_static("x-amz-security-token"),
+];
 
 /// A request before it is signed.
 #[derive(Debug, Clone)]
@@ -84,7 +95,7 @@ impl Budget {
 }
 
 /// The client of one bucket.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Client {
     pub(super) dialect: Dialect,
     pub(super) endpoint: Endpoint,
@@ -96,18 +107,23 @@ pub(super) struct Client {
     /// The largest piece of a body that is handed out, in bytes.
     pub(super) max_frame: usize,
     /// The source's clock less ours, in milliseconds.
-    pub(super) clock_offset: AtomicI64,
+    pub(super) clock_offset: Arc<AtomicI64>,
     /// Whether the source has ever answered.
-    pub(super) answered: AtomicBool,
+    pub(super) answered: Arc<AtomicBool>,
 }
 
 impl Client {
+    /// The same with connections of its own.
+    pub(super) fn apart(&self) -> Self {
+        Self { transport: self.transport.apart(), ..self.clone() }
+    }
+
     pub(super) fn subject(&self, key: Option<&Key>) -> Box<Subject> {
         Box::new(Subject { bucket: self.endpoint.bucket().clone(), key: key.cloned() })
     }
 
     /// Makes one attempt; an answer other than 2xx is a failure.
-    pub(super) async fn once(&self, ask: &Ask) -> Result<Response<Incoming>, Failure> {
+    pub(super) async fn once(&self, ask: &Ask) -> Result<Response<Arriving>, Failure> {
         let credential = match &self.credentials {
             None => None,
             Some(credentials) => {
@@ -252,7 +268,7 @@ impl Client {
                 reason: "a value does not fit into a header".to_owned(),
             })
         };
-        let mut headers = HeaderMap::new();
+        let mut headers = HeaderMap::with_capacity(12);
         headers.insert(HOST, value(self.endpoint.host())?);
         headers.insert(
             USER_AGENT,
@@ -264,10 +280,8 @@ impl Client {
         if let Some(credential) = credential {
             let time = their_time(Utc::now(), self.clock_offset.load(Ordering::Relaxed));
             let [date, digest, token] = match self.dialect {
-                Dialect::S3 => ["x-amz-date", "x-amz-content-sha256", "x-amz-security-token"],
-                Dialect::Oss | Dialect::File => {
-                    ["x-oss-date", "x-oss-content-sha256", "x-oss-security-token"]
-                }
+                Dialect::S3 => AMZ,
+                Dialect::Oss | Dialect::File => OSS,
             };
             headers.insert(date, value(&sign::timestamp(time))?);
             headers.insert(digest, HeaderValue::from_static(UNSIGNED_PAYLOAD));
@@ -366,7 +380,7 @@ impl Client {
     async fn refusal(
         &self,
         ask: &Ask,
-        response: Response<Incoming>,
+        response: Response<Arriving>,
         credential: Option<Arc<Credential>>,
         authorization: Option<HeaderValue>,
     ) -> Failure {

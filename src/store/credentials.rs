@@ -12,7 +12,7 @@ use crate::keys::Dialect;
 use super::error::StoreError;
 use super::meter::Meter;
 use super::providers::Chain;
-use super::sign;
+use super::sign::{self, SigningKey};
 
 /// The pause between refreshes ahead of the expiry: where one fails, or brings the same again, the
 /// requests that go on must not each try it; in five minutes there are thirty.
@@ -25,7 +25,7 @@ pub(super) struct Credential {
     pub(super) token: Option<String>,
     expires: Option<DateTime<Utc>>,
     /// The key that signs one day's requests, and that day; derived at its first request.
-    signing_key: Mutex<Option<(String, [u8; 32])>>,
+    signing_key: Mutex<Option<(String, SigningKey)>>,
 }
 
 /// Shows neither the secret nor the token.
@@ -50,13 +50,13 @@ impl Credential {
     }
 
     /// The key that signs requests of `day`.
-    pub(super) fn signing_key(&self, dialect: Dialect, day: &str, region: &str) -> [u8; 32] {
+    pub(super) fn signing_key(&self, dialect: Dialect, day: &str, region: &str) -> SigningKey {
         let mut cached = self.signing_key.lock().unwrap_or_else(PoisonError::into_inner);
         match cached.as_ref() {
-            Some((cached_day, key)) if cached_day == day => *key,
+            Some((cached_day, key)) if cached_day == day => key.clone(),
             _ => {
                 let key = sign::signing_key(dialect, &self.secret, day, region);
-                *cached = Some((day.to_owned(), key));
+                *cached = Some((day.to_owned(), key.clone()));
                 key
             }
         }

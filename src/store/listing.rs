@@ -52,16 +52,60 @@ const MAX_OBJECTS: usize = 10_000;
 /// the manifest.
 const MAX_ETAG: usize = 1024;
 
+/// An element that matters, wherever it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    ListBucketResult,
+    EncodingType,
+    IsTruncated,
+    KeyCount,
+    NextContinuationToken,
+    Contents,
+    Key,
+    Size,
+    ETag,
+    LastModified,
+    Type,
+    StorageClass,
+    RestoreInfo,
+    RestoreStatus,
+    RestoreExpiryDate,
+    Other,
+}
+
+impl Name {
+    fn of(name: &str) -> Self {
+        match name {
+            "ListBucketResult" => Self::ListBucketResult,
+            "EncodingType" => Self::EncodingType,
+            "IsTruncated" => Self::IsTruncated,
+            "KeyCount" => Self::KeyCount,
+            "NextContinuationToken" => Self::NextContinuationToken,
+            "Contents" => Self::Contents,
+            "Key" => Self::Key,
+            "Size" => Self::Size,
+            "ETag" => Self::ETag,
+            "LastModified" => Self::LastModified,
+            "Type" => Self::Type,
+            "StorageClass" => Self::StorageClass,
+            "RestoreInfo" => Self::RestoreInfo,
+            "RestoreStatus" => Self::RestoreStatus,
+            "RestoreExpiryDate" => Self::RestoreExpiryDate,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// What is known of an object before its element ends.
 #[derive(Default)]
 struct Draft {
     key: Option<String>,
-    size: Option<String>,
+    size: Option<u64>,
     etag: Option<String>,
-    modified: Option<String>,
-    kind: String,
-    class: String,
-    restore: String,
+    modified: Option<DateTime<Utc>>,
+    symlink: bool,
+    archive: bool,
+    restored: bool,
 }
 
 /// An object whose key may still be encoded: what says so may come later.
@@ -83,7 +127,7 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
     let body = std::str::from_utf8(body).map_err(|_| malformed("the listing is not UTF-8"))?;
     let mut reader = Reader::from_str(body);
     // names of the open elements; only the first levels matter
-    let mut open: Vec<String> = Vec::new();
+    let mut open: Vec<Name> = Vec::new();
     let mut text = String::new();
     let mut draft = Draft::default();
     let mut objects: Vec<Undecoded> = Vec::new();
@@ -98,12 +142,12 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
                     return Err(malformed("XML: too many levels"));
                 }
                 text.clear();
-                open.push(tag.local_name().into_inner().to_owned());
+                open.push(Name::of(tag.local_name().into_inner()));
                 match open.as_slice() {
-                    [root] if root != "ListBucketResult" => {
+                    [root] if *root != Name::ListBucketResult => {
                         return Err(malformed("the answer is no listing"));
                     }
-                    [_, name] if name == "Contents" => {
+                    [_, Name::Contents] => {
                         if objects.len() == MAX_OBJECTS {
                             return Err(malformed("more objects than any page has"));
                         }
@@ -119,35 +163,22 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
                 None => return Err(malformed("XML: unknown entity")),
             },
             Event::End(_) => {
-                let names: Vec<&str> = open.iter().map(String::as_str).collect();
-                match names.as_slice() {
-                    [_, "EncodingType"] => encoded = text.trim().eq_ignore_ascii_case("url"),
-                    [_, "IsTruncated"] => {
+                match open.as_slice() {
+                    [_, Name::EncodingType] => encoded = text.trim().eq_ignore_ascii_case("url"),
+                    [_, Name::IsTruncated] => {
                         truncated = match text.trim() {
                             "true" => Some(true),
                             "false" => Some(false),
                             _ => return Err(malformed("IsTruncated is neither true nor false")),
                         }
                     }
-                    [_, "KeyCount"] => count = text.trim().parse::<usize>().ok(),
-                    [_, "NextContinuationToken"] => next = Some(std::mem::take(&mut text)),
-                    [_, "Contents"] => objects.push(std::mem::take(&mut draft).finish()?),
-                    [_, "Contents", field] => {
-                        let text = std::mem::take(&mut text);
-                        match *field {
-                            "Key" => draft.key = Some(text),
-                            "Size" => draft.size = Some(text),
-                            "ETag" => draft.etag = Some(text),
-                            "LastModified" => draft.modified = Some(text),
-                            "Type" => draft.kind = text,
-                            "StorageClass" => draft.class = text,
-                            "RestoreInfo" => draft.restore = text,
-                            _ => {}
-                        }
-                    }
+                    [_, Name::KeyCount] => count = text.trim().parse::<usize>().ok(),
+                    [_, Name::NextContinuationToken] => next = Some(std::mem::take(&mut text)),
+                    [_, Name::Contents] => objects.push(std::mem::take(&mut draft).finish()?),
+                    [_, Name::Contents, field] => draft.take(*field, &mut text),
                     // S3, only if asked for: the same in elements
-                    [_, "Contents", "RestoreStatus", "RestoreExpiryDate"] => {
-                        draft.restore = format!("expiry-date=\"{text}\"");
+                    [_, Name::Contents, Name::RestoreStatus, Name::RestoreExpiryDate] => {
+                        draft.restored = true;
                     }
                     _ => {}
                 }
@@ -193,30 +224,40 @@ pub(super) const MAX_OBJECT: u64 = 1 << 50;
 const MAX_DEPTH: usize = 16;
 
 impl Draft {
+    /// Takes the text of an element.
+    fn take(&mut self, field: Name, text: &mut String) {
+        match field {
+            Name::Key => self.key = Some(std::mem::take(text)),
+            Name::ETag => self.etag = Some(std::mem::take(text)),
+            Name::Size => self.size = text.trim().parse().ok(),
+            Name::LastModified => {
+                let time = DateTime::parse_from_rfc3339(text.trim()).ok();
+                self.modified = time.map(|time| time.with_timezone(&Utc));
+            }
+            Name::Type => self.symlink = text.trim() == "Symlink",
+            Name::StorageClass => {
+                self.archive = matches!(
+                    text.trim(),
+                    "Archive" | "ColdArchive" | "DeepColdArchive" | "GLACIER" | "DEEP_ARCHIVE"
+                );
+            }
+            // `ongoing-request="false", expiry-date="…"` once restored
+            Name::RestoreInfo => self.restored = text.contains("expiry-date"),
+            _ => {}
+        }
+    }
+
     fn finish(self) -> Result<Undecoded, PageError> {
-        let Self { key, size, etag, modified, kind, class, restore } = self;
+        let Self { key, size, etag, modified, symlink, archive, restored } = self;
         let missing = |what| PageError::Malformed(format!("a listed object has no {what}"));
         let key = key.ok_or_else(|| missing("key"))?;
-        let size = size
-            .and_then(|size| size.trim().parse().ok())
-            .filter(|size| *size <= MAX_OBJECT)
-            .ok_or_else(|| missing("size"))?;
-        let modified = modified
-            .and_then(|time| DateTime::parse_from_rfc3339(time.trim()).ok())
-            .ok_or_else(|| missing("time"))?
-            .with_timezone(&Utc);
+        let size = size.filter(|size| *size <= MAX_OBJECT).ok_or_else(|| missing("size"))?;
+        let modified = modified.ok_or_else(|| missing("time"))?;
         let etag = etag.filter(|etag| !etag.is_empty());
         if etag.as_ref().is_some_and(|etag| etag.len() > MAX_ETAG) {
             return Err(PageError::Malformed("an ETag is longer than any".to_owned()));
         }
-        let archive = matches!(
-            class.trim(),
-            "Archive" | "ColdArchive" | "DeepColdArchive" | "GLACIER" | "DEEP_ARCHIVE"
-        );
-        // `ongoing-request="false", expiry-date="…"` once restored
-        let archived = archive && !restore.contains("expiry-date");
-        let symlink = kind.trim() == "Symlink";
-        Ok(Undecoded { key, size, etag, modified, symlink, archived })
+        Ok(Undecoded { key, size, etag, modified, symlink, archived: archive && !restored })
     }
 }
 

@@ -32,6 +32,7 @@ pub fn location(key: &Key) -> Path {
             "" => path.push('%'),
             "." => path.push_str("%2E"),
             ".." => path.push_str("%2E%2E"),
+            segment if segment.bytes().all(is_plain) => path.push_str(segment),
             segment => segment.chars().for_each(|c| match c {
                 '%' => path.push_str("%25"),
                 c if c.is_ascii_control() => path.push_str(&format!("%{:02X}", u32::from(c))),
@@ -42,8 +43,17 @@ pub fn location(key: &Key) -> Path {
     Path::parse(path).expect("the escape leaves no segment that a path refuses")
 }
 
+/// Whether a byte stands for itself.
+fn is_plain(byte: u8) -> bool {
+    byte != b'%' && !byte.is_ascii_control()
+}
+
 /// The key that `path` stands for; `None` if [`location`] makes no such path.
 pub fn key_at(path: &Path) -> Option<Key> {
+    if path.as_ref().bytes().all(is_plain) {
+        // a path has no segments but those that stand for themselves
+        return Key::new(path.as_ref()).ok();
+    }
     let mut key = String::with_capacity(path.as_ref().len());
     for (index, segment) in path.as_ref().split('/').enumerate() {
         if index > 0 {

@@ -10,7 +10,6 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use http::header::{ETAG, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, RANGE};
 use http::{HeaderMap, HeaderName, Response, StatusCode};
-use hyper::body::Incoming;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta};
 
@@ -23,6 +22,7 @@ use super::listing::MAX_OBJECT;
 use super::location::key_at;
 use super::read_only::Readable;
 use super::stated::{Stated, content_length, content_range, http_date};
+use super::transport::Arriving;
 use super::verdict::Kind;
 
 const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
@@ -42,7 +42,7 @@ impl std::fmt::Display for Objects {
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) headers: HeaderMap,
-    pub(super) body: Incoming,
+    pub(super) body: Arriving,
     /// What the body holds of the object.
     pub(super) range: Range<u64>,
     /// The object's.
@@ -95,7 +95,7 @@ pub(super) fn resolve(range: &GetRange, size: u64) -> Range<u64> {
 
 /// `pinned`: a version was asked for.
 fn check(
-    response: Response<Incoming>,
+    response: Response<Arriving>,
     wanted: Option<&GetRange>,
     pinned: bool,
 ) -> Result<Opened, String> {

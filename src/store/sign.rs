@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Timelike, Utc};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
@@ -61,48 +61,75 @@ pub(super) struct Unsigned<'a> {
 
 /// The time as both dialects write it in `x-oss-date` and `x-amz-date`.
 pub(super) fn timestamp(time: DateTime<Utc>) -> String {
-    time.format("%Y%m%dT%H%M%SZ").to_string()
+    let mut text = day(time);
+    text.push('T');
+    for part in [time.hour(), time.minute(), time.second()] {
+        push_two_digits(&mut text, part);
+    }
+    text.push('Z');
+    text
 }
 
-/// The day a signing key is valid for.
+/// `YYYYMMDD`.
 pub(super) fn day(time: DateTime<Utc>) -> String {
-    time.format("%Y%m%d").to_string()
+    let mut text = String::with_capacity(16);
+    write!(text, "{:04}", time.year()).expect("a String takes all");
+    push_two_digits(&mut text, time.month());
+    push_two_digits(&mut text, time.day());
+    text
+}
+
+/// A number below 100; without the machinery of formats, which every request would pay for.
+fn push_two_digits(text: &mut String, number: u32) {
+    for digit in [number / 10 % 10, number % 10] {
+        text.push(char::from_digit(digit, 10).unwrap_or_default());
+    }
 }
 
 /// Derives the key that signs one day's requests to one region.
-pub(super) fn signing_key(dialect: Dialect, secret: &str, day: &str, region: &str) -> [u8; 32] {
+pub(super) fn signing_key(dialect: Dialect, secret: &str, day: &str, region: &str) -> SigningKey {
     let Words { secret_prefix, service, terminator, .. } = words(dialect);
     let start = format!("{secret_prefix}{secret}");
     let key = hmac(start.as_bytes(), day.as_bytes());
     let key = hmac(&key, region.as_bytes());
     let key = hmac(&key, service.as_bytes());
-    hmac(&key, terminator.as_bytes())
+    SigningKey(keyed(&hmac(&key, terminator.as_bytes())))
 }
+
+/// What signs one day's requests in one region.
+#[derive(Clone)]
+pub(super) struct SigningKey(Hmac<Sha256>);
 
 impl Unsigned<'_> {
     /// The value of the `Authorization` header, with the key of [`signing_key`].
-    pub(super) fn authorization(&self, access_key_id: &str, key: &[u8; 32]) -> String {
+    pub(super) fn authorization(&self, access_key_id: &str, key: &SigningKey) -> String {
         let Words { algorithm, service, terminator, .. } = words(self.dialect);
-        let scope = format!("{}/{}/{service}/{terminator}", day(self.time), self.region);
-        let (canonical, names) = self.canonical_request();
-        let text = format!(
-            "{algorithm}\n{}\n{scope}\n{}",
-            timestamp(self.time),
-            hex(&Sha256::digest(canonical.as_bytes()))
-        );
-        let signature = hex(&hmac(key, text.as_bytes()));
-        match self.dialect {
-            Dialect::S3 => format!(
-                "{algorithm} Credential={access_key_id}/{scope}, SignedHeaders={names}, Signature={signature}"
-            ),
-            Dialect::Oss | Dialect::File if names.is_empty() => {
-                format!("{algorithm} Credential={access_key_id}/{scope},Signature={signature}")
-            }
-            Dialect::Oss | Dialect::File => format!(
-                "{algorithm} Credential={access_key_id}/{scope},AdditionalHeaders={names},Signature={signature}"
-            ),
+        let mut scope = day(self.time);
+        for part in ["/", self.region, "/", service, "/", terminator] {
+            scope.push_str(part);
         }
+        let (canonical, names) = self.canonical_request();
+        let mut mac = key.0.clone();
+        let digest = hex(&Sha256::digest(canonical.as_bytes()));
+        for part in [algorithm, "\n", &timestamp(self.time), "\n", &scope, "\n", &digest] {
+            mac.update(part.as_bytes());
+        }
+        let signature = hex(&mac.finalize().into_bytes());
+        let (signed, comma) = match self.dialect {
+            Dialect::S3 => (", SignedHeaders=", ", "),
+            Dialect::Oss | Dialect::File if names.is_empty() => ("", ","),
+            Dialect::Oss | Dialect::File => (",AdditionalHeaders=", ","),
+        };
+        let mut text = String::with_capacity(256);
+        for part in [algorithm, " Credential=", access_key_id, "/", &scope] {
+            text.push_str(part);
+        }
+        for part in [signed, &names, comma, "Signature=", &signature] {
+            text.push_str(part);
+        }
+        text
     }
+
 
     /// The canonical request, and the names of the signed (S3) or additional (OSS) headers.
     fn canonical_request(&self) -> (String, String) {
@@ -130,7 +157,9 @@ impl Unsigned<'_> {
         let mut headers = self.headers.to_vec();
         headers.sort_unstable();
         for (name, value) in &headers {
-            writeln!(text, "{name}:{}", value.trim()).expect("a String takes all");
+            for part in [name, ":", value.trim(), "\n"] {
+                text.push_str(part);
+            }
         }
         let names: Vec<&str> = headers
             .iter()
@@ -138,7 +167,9 @@ impl Unsigned<'_> {
             .filter(|name| self.dialect == Dialect::S3 || !always_signed_by_oss(name))
             .collect();
         let names = names.join(";");
-        write!(text, "\n{names}\n{UNSIGNED_PAYLOAD}").expect("a String takes all");
+        for part in ["\n", &names, "\n", UNSIGNED_PAYLOAD] {
+            text.push_str(part);
+        }
         (text, names)
     }
 }
@@ -171,8 +202,12 @@ fn encode_into(out: &mut String, text: &str, keep_slash: bool) {
     }
 }
 
+fn keyed(key: &[u8]) -> Hmac<Sha256> {
+    Hmac::new_from_slice(key).expect("HMAC takes keys of any length")
+}
+
 fn hmac(key: &[u8], text: &[u8]) -> [u8; 32] {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    let mut mac = keyed(key);
     mac.update(text);
     mac.finalize().into_bytes().into()
 }

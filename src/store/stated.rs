@@ -3,12 +3,13 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
-use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use std::ops::Range;
 
 /// CRC-64/XZ of the whole object, in decimal.
-const CRC64: &str = "x-oss-hash-crc64ecma";
+const CRC64: HeaderName = HeaderName::from_static("x-oss-hash-crc64ecma");
 
 /// What the answer to a GET or HEAD states of the whole object; rides in
 /// [`object_store::GetResult::extensions`].
@@ -41,27 +42,31 @@ impl Stated {
     /// Whether OSS's checksum is a number where there is one: one that cannot be read is not one that
     /// was never there.
     pub(super) fn is_readable(headers: &HeaderMap) -> bool {
-        let number = |value: &http::HeaderValue| value.to_str().ok()?.trim().parse::<u64>().ok();
+        let number = |value: &HeaderValue| value.to_str().ok()?.trim().parse::<u64>().ok();
         headers.get_all(CRC64).iter().all(|value| number(value).is_some())
     }
 
     /// Reads the headers of an answer; `partial` for the answer to a Range.
     pub(super) fn read(headers: &HeaderMap, partial: bool) -> Self {
-        let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim);
+        // a dozen headers and a score of names: looking along them is cheaper than a hash of each
+        let named: Vec<(&str, &HeaderValue)> =
+            headers.iter().map(|(name, value)| (name.as_str(), value)).collect();
+        let value = |name: &str| named.iter().find(|(found, _)| *found == name).map(|(_, v)| *v);
+        let text = |name: &str| value(name).and_then(|v| v.to_str().ok()).map(str::trim);
         let etag = text("etag").map(str::to_owned);
         let symlink = text("x-oss-object-type") == Some("Symlink");
         let composite = text("x-amz-checksum-type") == Some("COMPOSITE");
         let whole = |name: &str| text(name).filter(|_| !composite && !partial);
         let content_md5 = text("content-md5").filter(|_| !partial).and_then(base64_bytes);
         Self {
-            crc64: text(CRC64).and_then(|crc| crc.parse().ok()),
+            crc64: text(CRC64.as_str()).and_then(|crc| crc.parse().ok()),
             crc64nvme: whole("x-amz-checksum-crc64nvme")
                 .and_then(base64_bytes)
                 .map(u64::from_be_bytes),
             crc32c: whole("x-amz-checksum-crc32c").and_then(base64_bytes).map(u32::from_be_bytes),
             crc32: whole("x-amz-checksum-crc32").and_then(base64_bytes).map(u32::from_be_bytes),
             sha256: whole("x-amz-checksum-sha256").and_then(base64_bytes),
-            md5: content_md5.or_else(|| etag.as_deref().and_then(|etag| etag_md5(etag, headers))),
+            md5: content_md5.or_else(|| etag.as_deref().and_then(|etag| etag_md5(etag, value))),
             user_sha256: text("x-oss-meta-sha256")
                 .or_else(|| text("x-amz-meta-sha256"))
                 .and_then(hex_bytes),
@@ -73,17 +78,20 @@ impl Stated {
 
 /// The MD5 that an ETag is: only of an object put at once, and not where the server's encryption
 /// makes the ETag something else (SSE-KMS, SSE-C), nor of an appendable object or a symlink.
-fn etag_md5(etag: &str, headers: &HeaderMap) -> Option<[u8; 16]> {
-    let is = |name: &str, value: &str| {
-        headers.get(name).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(value.as_bytes()))
+fn etag_md5<'a>(
+    etag: &str,
+    value: impl Fn(&str) -> Option<&'a HeaderValue>,
+) -> Option<[u8; 16]> {
+    let is = |name: &str, text: &str| {
+        value(name).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(text.as_bytes()))
     };
     let encrypted = is("x-oss-server-side-encryption", "KMS")
         || is("x-oss-server-side-encryption", "SM4")
         || is("x-amz-server-side-encryption", "aws:kms")
         || is("x-amz-server-side-encryption", "aws:kms:dsse")
-        || headers.contains_key("x-amz-server-side-encryption-customer-algorithm")
-        || headers.contains_key("x-oss-server-side-encryption-customer-algorithm");
-    let kind = headers.get("x-oss-object-type");
+        || value("x-amz-server-side-encryption-customer-algorithm").is_some()
+        || value("x-oss-server-side-encryption-customer-algorithm").is_some();
+    let kind = value("x-oss-object-type");
     if encrypted || kind.is_some_and(|kind| kind != "Normal") {
         return None;
     }
@@ -109,7 +117,7 @@ fn hex_bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
 
 /// `Content-Range: bytes 0-9/100`: the range, half-open, and the object's size.
 pub(super) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
-    let text = headers.get("content-range")?.to_str().ok()?;
+    let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
     let (range, size) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let (first, last, size): (u64, u64, u64) =
@@ -119,7 +127,7 @@ pub(super) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
 
 /// `Content-Length`.
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get("content-length")?.to_str().ok()?.trim().parse().ok()
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// An HTTP date, as in `Date` and `Last-Modified`.
@@ -131,7 +139,6 @@ pub(super) fn http_date(headers: &HeaderMap, name: &str) -> Option<DateTime<Utc>
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use http::{HeaderName, HeaderValue};
     use proptest::prelude::*;
 
     use super::*;

@@ -1,28 +1,31 @@
-//! HTTP/1.1 over hyper: pooled connections, TLS, proxies.
+//! HTTP/1.1 over hyper: kept connections, TLS, proxies.
 //!
-//! Nothing here follows redirects, decompresses or rewrites a URL.
+//! Nothing here follows redirects, decompresses or rewrites a URL. A connection has no task of its
+//! own: whoever waits for its answer drives it, so that a request costs no hop from one task to
+//! another, and a connection stays on the thread that uses it.
 
 use std::error::Error;
+use std::future::poll_fn;
 use std::io;
 use std::path::Path;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::PROXY_AUTHORIZATION;
-use http::uri::Scheme;
-use http::{Request, Response, Uri};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http::header::{HOST, PROXY_AUTHORIZATION};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming};
+use hyper::client::conn::{TrySendError, http1};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use reqsign_core::Env;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -73,11 +76,13 @@ pub(super) enum SendError {
     Late,
 }
 
-/// A pool of connections.
+/// Opens connections, and keeps those that can be used again.
 #[derive(Clone)]
 pub(super) struct Transport {
-    client: Client<Timed, Full<Bytes>>,
+    connect: Timed,
+    builder: http1::Builder,
     proxies: Arc<Matcher>,
+    kept: Arc<Kept>,
 }
 
 impl std::fmt::Debug for Transport {
@@ -100,23 +105,32 @@ impl Transport {
         // dead peers are noticed by our own timers; this keeps NAT gateways' tables warm
         tcp.set_keepalive(Some(Duration::from_secs(60)));
         let route = Route { tcp, tls: tls.clone(), proxies: proxies.clone() };
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .http1_max_buf_size(options.read_buffer.unwrap_or(READ_BUFFER).max(READ_BUFFER_MIN))
-            .build(Timed {
-                limit: options.answer_timeout,
-                connect: HttpsConnector::from((route, tls)),
-            });
-        Ok(Self { client, proxies })
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(options.read_buffer.unwrap_or(READ_BUFFER).max(READ_BUFFER_MIN));
+        let connect =
+            Timed { limit: options.answer_timeout, connect: HttpsConnector::from((route, tls)) };
+        Ok(Self { connect, builder, proxies, kept: Arc::default() })
+    }
+
+    /// The same with connections of its own: one for each thread, and none is driven by two.
+    pub(super) fn apart(&self) -> Self {
+        Self { kept: Arc::default(), ..self.clone() }
     }
 
     /// Sends a request and waits for the headers of its answer.
     pub(super) async fn send(
         &self,
-        mut request: Request<Full<Bytes>>,
+        request: Request<Full<Bytes>>,
         timeout: Duration,
-    ) -> Result<Response<Incoming>, SendError> {
+    ) -> Result<Response<Arriving>, SendError> {
+        let sent = tokio::time::timeout(timeout, self.send_unhurried(request)).await;
+        sent.unwrap_or(Err(SendError::Late))
+    }
+
+    async fn send_unhurried(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Response<Arriving>, SendError> {
         // a proxy for plain HTTP sees the request itself; a tunnel was authorized when it was dug
         if request.uri().scheme() == Some(&Scheme::HTTP)
             && let Some(auth) = self.proxies.intercept(request.uri())
@@ -124,12 +138,195 @@ impl Transport {
         {
             request.headers_mut().insert(PROXY_AUTHORIZATION, auth.clone());
         }
-        match tokio::time::timeout(timeout, self.client.request(request)).await {
-            Err(_) => Err(SendError::Late),
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) if is_untrusted(&error) => Err(SendError::Certificate(Arc::new(error))),
-            Ok(Err(error)) if error.is_connect() => Err(SendError::Connect(Arc::new(error))),
-            Ok(Err(error)) => Err(SendError::Broken(Arc::new(error))),
+        let whole = std::mem::take(request.uri_mut());
+        let to = To::of(&whole)?;
+        if !request.headers().contains_key(HOST) {
+            let host = HeaderValue::from_str(to.authority.as_str());
+            request.headers_mut().insert(HOST, host.map_err(broken)?);
+        }
+        loop {
+            let (mut wire, used) = match self.kept.take(&to) {
+                Some(wire) => (wire, true),
+                None => (self.open(&whole).await?, false),
+            };
+            *request.uri_mut() = match wire.proxied {
+                true => whole.clone(),
+                false => origin(&whole),
+            };
+            match wire.exchange(request).await {
+                Ok(answer) => {
+                    let home = Home { kept: self.kept.clone(), to };
+                    return Ok(answer.map(|body| Arriving { body, ended: false, wire: Some(wire), home }));
+                }
+                // the other side closed it while it was kept: nothing was sent
+                Err(mut unsent) => match unsent.take_message() {
+                    Some(again) if used => request = again,
+                    _ => return Err(broken(unsent.into_error())),
+                },
+            }
+        }
+    }
+
+    async fn open(&self, to: &Uri) -> Result<Box<Wire>, SendError> {
+        let mut connect = self.connect.clone();
+        let io = match connect.call(to.clone()).await {
+            Ok(io) => io,
+            Err(error) if is_untrusted(&*error) => {
+                return Err(SendError::Certificate(error.into()));
+            }
+            Err(error) => return Err(SendError::Connect(error.into())),
+        };
+        let proxied = io.connected().is_proxied();
+        let (sender, connection) = self.builder.handshake(io).await.map_err(broken)?;
+        Ok(Box::new(Wire { sender, connection: Some(connection), proxied }))
+    }
+}
+
+fn broken(error: impl Error + Send + Sync + 'static) -> SendError {
+    SendError::Broken(Arc::new(error))
+}
+
+/// What a request to a server itself asks for.
+fn origin(uri: &Uri) -> Uri {
+    let target = uri.path_and_query().cloned();
+    Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/")))
+}
+
+/// Where a connection leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct To {
+    scheme: Scheme,
+    authority: Authority,
+}
+
+impl To {
+    fn of(uri: &Uri) -> Result<Self, SendError> {
+        match (uri.scheme(), uri.authority()) {
+            (Some(scheme), Some(authority)) => {
+                Ok(Self { scheme: scheme.clone(), authority: authority.clone() })
+            }
+            _ => Err(broken(io::Error::other("no host to send it to"))),
+        }
+    }
+}
+
+/// Connections that wait for their next request, the one used last on top: the others grow old.
+#[derive(Default)]
+struct Kept(Mutex<Vec<(To, Instant, Box<Wire>)>>);
+
+impl Kept {
+    fn take(&self, to: &To) -> Option<Box<Wire>> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = kept.iter().rposition(|(leads, ..)| leads == to)?;
+        if kept[at].1.elapsed() < IDLE {
+            return Some(kept.remove(at).2);
+        }
+        // what lies beneath is older still
+        kept.retain(|(leads, ..)| leads != to);
+        None
+    }
+
+    fn keep(&self, to: To, wire: Box<Wire>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push((to, Instant::now(), wire));
+    }
+}
+
+/// One connection: several kilobytes, which is why it is moved in a box.
+struct Wire {
+    sender: http1::SendRequest<Full<Bytes>>,
+    /// Gone once it has ended.
+    connection: Option<http1::Connection<MaybeHttpsStream<Routed>, Full<Bytes>>>,
+    /// Whether it leads to a proxy that takes whole URLs.
+    proxied: bool,
+}
+
+impl Wire {
+    /// Moves what can be moved. A connection that ends is dropped, which tells whoever waits for it.
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Some(connection) = &mut self.connection
+            && Pin::new(connection).poll(cx).is_ready()
+        {
+            self.connection = None;
+        }
+    }
+
+    async fn exchange(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>> {
+        let mut answer = pin!(self.sender.try_send_request(request));
+        let connection = &mut self.connection;
+        poll_fn(|cx| {
+            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+                return Poll::Ready(answer);
+            }
+            if let Some(driven) = connection
+                && Pin::new(driven).poll(cx).is_ready()
+            {
+                *connection = None;
+            }
+            answer.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
+/// Where a connection goes back to.
+struct Home {
+    kept: Arc<Kept>,
+    to: To,
+}
+
+/// A body on its way. Read to its end, it leaves its connection to the next request; dropped before,
+/// it closes it.
+pub(super) struct Arriving {
+    body: Incoming,
+    /// Whether the end was seen, which a body of unknown length does not tell beforehand.
+    ended: bool,
+    wire: Option<Box<Wire>>,
+    home: Home,
+}
+
+impl std::fmt::Debug for Arriving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arriving").field("to", &self.home.to).finish_non_exhaustive()
+    }
+}
+
+impl Arriving {
+    /// The next frame; `None` at the end.
+    pub(super) async fn frame(&mut self) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+        let frame = poll_fn(|cx| {
+            if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+                return Poll::Ready(frame);
+            }
+            if let Some(wire) = &mut self.wire {
+                wire.drive(cx);
+            }
+            Pin::new(&mut self.body).poll_frame(cx)
+        });
+        let frame = frame.await;
+        self.ended = frame.is_none();
+        frame
+    }
+
+    /// Whether the end is known to be reached.
+    pub(super) fn is_end(&self) -> bool {
+        self.ended || self.body.is_end_stream()
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        if let Some(mut wire) = self.wire.take()
+            && self.is_end()
+        {
+            // it has yet to see that the body is over; nobody waits for what comes then
+            wire.drive(&mut Context::from_waker(Waker::noop()));
+            if wire.sender.is_ready() {
+                self.home.kept.keep(self.home.to.clone(), wire);
+            }
         }
     }
 }
@@ -147,7 +344,7 @@ pub(super) enum BodyError {
 /// Reads a body of at most `bound` bytes, waiting at most `stall` for each frame and `longest` for
 /// all of it: bytes that drip are no answer either.
 pub(super) async fn read_body(
-    body: Incoming,
+    body: Arriving,
     bound: usize,
     stall: Duration,
     longest: Duration,
@@ -157,7 +354,7 @@ pub(super) async fn read_body(
 }
 
 async fn read_frames(
-    mut body: Incoming,
+    mut body: Arriving,
     bound: usize,
     stall: Duration,
 ) -> Result<Bytes, BodyError> {

@@ -150,8 +150,7 @@ pub(crate) fn failed(
     action: &'static str,
     path: impl Into<String>,
 ) -> impl FnOnce(Errno) -> VolumeError {
-    let path = path.into();
-    move |source| VolumeError::Call { action, path, source }
+    move |source| VolumeError::Call { action, path: path.into(), source }
 }
 
 /// A failed call that named something new at `path`.
@@ -159,10 +158,9 @@ pub(crate) fn naming(
     action: &'static str,
     path: impl Into<String>,
 ) -> impl FnOnce(Errno) -> VolumeError {
-    let path = path.into();
-    move |source| match is_refusal(source) {
-        true => VolumeError::Refused { path, source },
-        false => VolumeError::Call { action, path, source },
+    move |source| match (is_refusal(source), path.into()) {
+        (true, path) => VolumeError::Refused { path, source },
+        (false, path) => VolumeError::Call { action, path, source },
     }
 }
 

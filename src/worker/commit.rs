@@ -1,7 +1,7 @@
 //! Commits: a staged file gets its name, and the manifest gets its line. At the end, the marker.
 
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -47,6 +47,22 @@ pub(crate) struct Finished {
     pub(crate) checked: Checked,
 }
 
+/// What came of a commit.
+#[derive(Debug)]
+pub(crate) enum Commit {
+    Done(Committed),
+    /// Something has the name already.
+    Occupied(Unnamed),
+}
+
+/// A staged file, complete, whose name something else has.
+#[derive(Debug)]
+pub(crate) struct Unnamed {
+    name: String,
+    digests: Digests,
+    checked: Checked,
+}
+
 /// Keeps the manifest.
 #[derive(Debug)]
 pub(crate) struct Ledger {
@@ -65,6 +81,8 @@ pub(crate) struct Ledger {
 struct State {
     file: File,
     end: u64,
+    /// Over all lines, where all of them are this run's.
+    digest: Option<Sha256>,
     /// Where the manifest ended after a checkpoint that found nothing new behind it.
     quiet: u64,
     /// Whether lines were superseded, so that the manifest must be written anew at the end.
@@ -115,6 +133,7 @@ impl Ledger {
             state: Mutex::new(State {
                 file,
                 end: history.end,
+                digest: history.is_none().then(Sha256::new),
                 quiet: 0,
                 superseded: !history.is_none(),
                 closed: false,
@@ -149,29 +168,37 @@ impl Ledger {
         std::os::unix::fs::FileExt::write_all_at(&state.file, &bytes, state.end)
             .map_err(|error| self.volume.writing(MANIFEST, bytes.len() as u64, errno(&error)))?;
         state.end += bytes.len() as u64;
+        if let Some(digest) = &mut state.digest {
+            digest.update(&bytes);
+        }
         Ok(())
     }
 
-    /// Gives a finished staged file its name, and records it.
-    pub(crate) fn commit(
-        &self,
-        entry: &Entry,
-        finished: Finished,
-        replaces: bool,
-    ) -> Result<Committed, Failure> {
-        let Target::File(path) = &entry.target else {
-            return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
-        };
+    /// Gives a finished staged file its name, unless something has it, and records it.
+    pub(crate) fn commit(&self, entry: &Entry, finished: Finished) -> Result<Commit, Failure> {
+        let path = entry.file()?;
         let Finished { name, file, digests, checked } = finished;
         let _alone = self.alone();
         let published = self.volume.publish(&name, file, path, entry.modified_ms);
         match published.map_err(|error| self.named(entry, error))? {
-            Published::New => {}
-            // it may read a large file, or the manifest: not where requests are served
-            Published::Exists => tokio::task::block_in_place(|| {
-                self.take_place(entry, path, &name, &digests, replaces)
-            })?,
+            Published::New => {
+                Ok(Commit::Done(self.adopt(entry, path.clone(), digests, checked)?))
+            }
+            Published::Exists => Ok(Commit::Occupied(Unnamed { name, digests, checked })),
         }
+    }
+
+    /// Gives a staged file its name in place of what has it, and records it.
+    pub(crate) fn take_place(
+        &self,
+        entry: &Entry,
+        unnamed: Unnamed,
+        replaces: bool,
+    ) -> Result<Committed, Failure> {
+        let path = entry.file()?;
+        let Unnamed { name, digests, checked } = unnamed;
+        let _alone = self.alone();
+        self.replace(entry, path, &name, &digests, replaces)?;
         self.adopt(entry, path.clone(), digests, checked)
     }
 
@@ -278,7 +305,7 @@ impl Ledger {
     }
 
     /// The staged file `name` takes the place of what stands at `path`.
-    fn take_place(
+    fn replace(
         &self,
         entry: &Entry,
         path: &VolumePath,
@@ -451,20 +478,29 @@ impl Ledger {
     /// Settles the manifest: one line a file; with `sha256`, also `SHA256SUMS`.
     pub(crate) fn settle(&self, sha256: bool) -> Result<Settled, Failure> {
         let mut state = self.state();
+        let removed = self.counters.removed_objects.load(Relaxed) > 0;
         if state.superseded {
             let file = self.compacted(&state.file, state.end)?;
             state.end = file.metadata().map_or(0, |meta| meta.len());
             state.file = file;
             state.superseded = false;
+        } else if let Some(digest) = state.digest.clone()
+            && !sha256
+            && !removed
+        {
+            // nothing is to be made of the lines: that they read back is all
+            if self.read_back(state.end)? != digest.clone().finalize() {
+                return Err(Failure::Unexpected("the manifest does not read back".to_owned()));
+            }
+            self.volume.own().remove(SUMS)?;
+            return Ok(Settled { digest, end: state.end });
         }
         let mut sums = match sha256 {
             true => Some(BufWriter::new(self.volume.own().draft("SHA256SUMS.new")?)),
             false => None,
         };
-        let gone = || Failure::Unexpected("the manifest is gone".to_owned());
-        let mut lines = Lines::new(self.volume.own().read(MANIFEST)?.ok_or_else(gone)?)?;
+        let mut lines = Lines::new(self.written()?)?;
         let mut digest = Sha256::new();
-        let removed = self.counters.removed_objects.load(Relaxed) > 0;
         while let Some((_, line)) = lines.next()? {
             digest.update(lines.raw());
             if let (true, Line::Directory { path, .. }) = (removed, &line) {
@@ -491,6 +527,28 @@ impl Ledger {
             None => self.volume.own().remove(SUMS)?,
         }
         Ok(Settled { digest, end: state.end })
+    }
+
+    /// The manifest as it stands on the volume.
+    fn written(&self) -> Result<File, Failure> {
+        let gone = || Failure::Unexpected("the manifest is gone".to_owned());
+        self.volume.own().read(MANIFEST)?.ok_or_else(gone)
+    }
+
+    /// The SHA-256 of the first `end` bytes that stand on the volume.
+    fn read_back(&self, end: u64) -> Result<sha2::digest::Output<Sha256>, Failure> {
+        let wrong = |error: std::io::Error| inspect::reading(MANIFEST, &error);
+        let mut lines = BufReader::with_capacity(1 << 17, self.written()?.take(end));
+        let mut digest = Sha256::new();
+        loop {
+            let piece = lines.fill_buf().map_err(wrong)?;
+            if piece.is_empty() {
+                return Ok(digest.finalize());
+            }
+            digest.update(piece);
+            let length = piece.len();
+            lines.consume(length);
+        }
     }
 
     /// Writes the manifest anew, in key order, the last line of each key only.

@@ -1,87 +1,94 @@
 //! Fetching: the plan's actions are carried out with as many requests at once as pay.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::commit::Committed;
 use super::failure::Failure;
-use super::large::Large;
+use super::lanes::Lanes;
 use super::pace::Pace;
-use super::plan::Action;
-use super::transfer::{Step, Transfers, Unit};
+use super::queue::Queue;
+use super::transfer::{Step, Transfers};
 
-/// Carries out everything that `actions` brings.
+/// Carries out everything that `queue` brings; `transfers` are those of each lane.
 ///
 /// # Errors
 /// The first failure of the plan or of any request; what is under way is dropped, what is
 /// committed stays.
 pub(crate) async fn carry_out(
-    transfers: &Arc<Transfers>,
-    mut actions: mpsc::Receiver<Result<Action, Failure>>,
-    pace: &Pace,
+    lanes: &Lanes,
+    transfers: &[Arc<Transfers>],
+    queue: &Arc<Queue>,
+    pace: &Arc<Pace>,
 ) -> Result<Committed, Failure> {
-    let mut requests = JoinSet::new();
-    let result = dispatch(transfers, &mut actions, pace, &mut requests).await;
+    let mut slots = JoinSet::new();
+    let result = serve(lanes, transfers, queue, pace, &mut slots).await;
     // no request goes on behind a failure's back
-    requests.shutdown().await;
+    slots.shutdown().await;
     result
 }
 
-async fn dispatch(
-    transfers: &Arc<Transfers>,
-    actions: &mut mpsc::Receiver<Result<Action, Failure>>,
-    pace: &Pace,
-    requests: &mut JoinSet<Result<Step, Failure>>,
+/// Keeps as many slots at work as the pace allows, on the lanes that have the fewest.
+async fn serve(
+    lanes: &Lanes,
+    transfers: &[Arc<Transfers>],
+    queue: &Arc<Queue>,
+    pace: &Arc<Pace>,
+    slots: &mut JoinSet<Result<(usize, Committed), Failure>>,
 ) -> Result<Committed, Failure> {
-    let mut waiting: VecDeque<Unit> = VecDeque::new();
-    let mut larges: VecDeque<(Arc<Large>, usize)> = VecDeque::new();
-    let mut planned = false;
     let mut committed = Committed::default();
+    let mut on_lane = vec![0_u32; lanes.count()];
     loop {
-        if waiting.is_empty()
-            && let Some((large, next)) = larges.front_mut()
-        {
-            waiting.push_back(Unit::Part { large: Arc::clone(large), index: *next });
-            *next += 1;
-            if *next == large.parts() {
-                larges.pop_front();
-            }
+        while !queue.is_done() && pace.admit() {
+            let lane = (0..lanes.count()).min_by_key(|lane| on_lane[*lane]).unwrap_or_default();
+            on_lane[lane] += 1;
+            let (transfers, queue) = (Arc::clone(&transfers[lane]), Arc::clone(queue));
+            let serving = slot(transfers, queue, Arc::clone(pace));
+            slots.spawn_on(async move { Ok((lane, serving.await?)) }, lanes.handle(lane));
         }
-        if planned && waiting.is_empty() && requests.is_empty() {
-            return Ok(committed);
-        }
-        let step = tokio::select! {
+        tokio::select! {
             biased;
-            Some(done) = requests.join_next() => done.map_err(|error| {
-                Failure::Unexpected(format!("a request did not finish: {error}"))
-            })??,
-            permit = pace.permit(), if !waiting.is_empty() => {
-                if let Some(unit) = waiting.pop_front() {
-                    let transfers = Arc::clone(transfers);
-                    requests.spawn(async move {
-                        let step = transfers.perform(unit).await;
-                        drop(permit);
-                        step
-                    });
+            ended = slots.join_next() => match ended {
+                Some(ended) => {
+                    let (lane, more) = ended.map_err(|error| {
+                        Failure::Unexpected(format!("a request did not finish: {error}"))
+                    })??;
+                    on_lane[lane] -= 1;
+                    committed = committed.and(more);
                 }
-                Step::Nothing
-            }
-            action = actions.recv(), if !planned && waiting.is_empty() => match action {
-                Some(action) => transfers.begin(action?)?,
-                None => {
-                    planned = true;
-                    Step::Nothing
-                }
-            }
-        };
-        match step {
-            Step::Nothing => {}
-            Step::Committed(more) => committed = committed.and(more),
-            Step::Unit(unit) => waiting.push_back(unit),
-            Step::Large(large) => larges.push_back((large, 0)),
+                None => return Ok(committed),
+            },
+            () = pace.raised() => {}
         }
     }
+}
+
+/// Makes one request after the other, until there is nothing more to do or the pace wants fewer.
+async fn slot(
+    transfers: Arc<Transfers>,
+    queue: Arc<Queue>,
+    pace: Arc<Pace>,
+) -> Result<Committed, Failure> {
+    let mut committed = Committed::default();
+    while !pace.retire() {
+        let next = queue.next(&transfers, &pace, &mut committed).await?;
+        let Some((mut unit, _taken)) = next else {
+            pace.leave();
+            break;
+        };
+        loop {
+            match transfers.perform(unit).await? {
+                Step::Nothing => {}
+                Step::Committed(more) => committed = committed.and(more),
+                Step::Large(large) => queue.open(large),
+                Step::Unit(again) => {
+                    unit = again;
+                    continue;
+                }
+            }
+            break;
+        }
+    }
+    Ok(committed)
 }

@@ -94,7 +94,7 @@ pub(crate) fn marker_of(text: &str) -> Result<Option<Marker>, Failure> {
     }
 }
 
-fn reading(file: &str, error: &io::Error) -> VolumeError {
+pub(crate) fn reading(file: &str, error: &io::Error) -> VolumeError {
     VolumeError::Call { action: "read", path: format!(".ossvp/{file}"), source: errno(error) }
 }
 

@@ -52,6 +52,16 @@ pub(crate) struct Entry {
     pub(crate) mine: bool,
 }
 
+impl Entry {
+    /// The path of an entry that is a file.
+    pub(crate) fn file(&self) -> Result<&VolumePath, Failure> {
+        match &self.target {
+            Target::File(path) => Ok(path),
+            Target::Directory(_) => Err(Failure::Unexpected(format!("{} is no file", self.key))),
+        }
+    }
+}
+
 /// Where the records come from.
 enum Raw {
     Source(BoxStream<'static, Result<Listed, StoreError>>),

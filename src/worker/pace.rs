@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 
 use super::progress::Counters;
 use crate::store::Meter;
@@ -84,28 +84,38 @@ impl Climb {
     }
 }
 
-/// Permits for requests.
+/// How many requests there may be, and are.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    permits: Arc<Semaphore>,
     level: AtomicU32,
+    /// Slots, each of which makes one request at a time.
+    slots: AtomicU32,
+    /// Of these, those that wait for something to do.
+    waiting: AtomicU32,
+    raised: Notify,
     fixed: bool,
+}
+
+/// A slot that waits, while this lives.
+#[derive(Debug)]
+pub(crate) struct Waiting<'a>(&'a AtomicU32);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Pace {
     /// A fixed level, or one that finds itself.
     pub(crate) fn new(fixed: Option<u32>) -> Arc<Self> {
-        let level = fixed.unwrap_or(FIRST);
         Arc::new(Self {
-            permits: Arc::new(Semaphore::new(level as usize)),
-            level: AtomicU32::new(level),
+            level: AtomicU32::new(fixed.unwrap_or(FIRST)),
+            slots: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            raised: Notify::new(),
             fixed: fixed.is_some(),
         })
-    }
-
-    /// Waits for a permit for one request, held as long as its body.
-    pub(crate) async fn permit(&self) -> OwnedSemaphorePermit {
-        Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed")
     }
 
     /// The level now.
@@ -113,19 +123,43 @@ impl Pace {
         self.level.load(Relaxed)
     }
 
+    /// Counts one more slot, if there may be one.
+    pub(crate) fn admit(&self) -> bool {
+        let more = |slots: u32| (slots < self.level()).then_some(slots + 1);
+        self.slots.fetch_update(Relaxed, Relaxed, more).is_ok()
+    }
+
+    /// Counts one slot less, if there are too many: the one that asks.
+    pub(crate) fn retire(&self) -> bool {
+        let fewer = |slots: u32| (slots > self.level()).then(|| slots - 1);
+        self.slots.fetch_update(Relaxed, Relaxed, fewer).is_ok()
+    }
+
+    /// Counts one slot less: there is nothing more to do.
+    pub(crate) fn leave(&self) {
+        self.slots.fetch_sub(1, Relaxed);
+    }
+
+    /// Counts a slot as waiting for something to do.
+    pub(crate) fn waiting(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Relaxed);
+        Waiting(&self.waiting)
+    }
+
+    /// Waits until the level rises.
+    pub(crate) async fn raised(&self) {
+        self.raised.notified().await;
+    }
+
     fn set(&self, level: u32) {
-        let now = self.level.swap(level, Relaxed);
-        if level > now {
-            self.permits.add_permits((level - now) as usize);
-        } else if level < now {
-            // permits in use are taken back as they are returned
-            let permits = Arc::clone(&self.permits);
-            tokio::spawn(async move {
-                if let Ok(permits) = permits.acquire_many_owned(now - level).await {
-                    permits.forget();
-                }
-            });
+        if level > self.level.swap(level, Relaxed) {
+            self.raised.notify_one();
         }
+    }
+
+    /// Whether every permitted request is in flight.
+    fn is_full(&self) -> bool {
+        self.waiting.load(Relaxed) == 0 && self.slots.load(Relaxed) >= self.level()
     }
 
     /// Steers until dropped, by what `counters` and `meter` show.
@@ -147,7 +181,7 @@ impl Pace {
             let (work, throttled) = (work(&counters), meter.throttled.load(Relaxed));
             let seen = Seen {
                 work: work - last_work,
-                full: self.permits.available_permits() == 0,
+                full: self.is_full(),
                 throttled: throttled - last_throttled,
             };
             (last_work, last_throttled) = (work, throttled);

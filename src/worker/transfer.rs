@@ -6,21 +6,22 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use bytes::Bytes;
 use futures::StreamExt;
 use object_store::{GetOptions, GetRange, GetResult, ObjectStore};
 use tokio::sync::Semaphore;
 
-use super::commit::{Committed, Finished, Ledger, digests_of, read_digests};
+use super::commit::{Commit, Committed, Finished, Ledger, digests_of, read_digests};
 use super::failure::Failure;
 use super::large::{Large, Opening};
-use super::list::{Entry, Target};
+use super::list::Entry;
 use super::manifest::FileRecord;
 use super::options::Options;
 use super::plan::Action;
 use super::progress::Counters;
 use super::verify::{Demands, Digester, Digests, Expected, Judged, Mismatch, Wanted};
 use super::volume::Volume;
-use super::write::{Calls, Staged};
+use super::write::{Calls, Staged, Writer, blocking};
 use crate::handoff::{Direct, VerifyMode};
 use crate::keys::{Dialect, VolumePath};
 use crate::store::{Source, Stated, StoreError, explain, location};
@@ -36,8 +37,12 @@ const READERS: usize = 32;
 /// How often an object is fetched before its checksum is taken to be really wrong.
 const ATTEMPTS: u32 = 3;
 
-/// What transfers need; shared by all of them.
-#[derive(Debug)]
+/// The largest object that is received whole before its file is made: then all its file calls are
+/// made in one go, and one that arrives wrong leaves nothing behind.
+const SMALL: u64 = 128 << 10;
+
+/// What the transfers of one lane need.
+#[derive(Debug, Clone)]
 pub(crate) struct Transfers {
     objects: Arc<dyn ObjectStore>,
     dialect: Dialect,
@@ -47,9 +52,9 @@ pub(crate) struct Transfers {
     counters: Arc<Counters>,
     options: Arc<Options>,
     demands: Demands,
-    direct: Semaphore,
-    readers: Semaphore,
-    names: AtomicU64,
+    direct: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
+    names: Arc<AtomicU64>,
 }
 
 /// One request.
@@ -75,21 +80,35 @@ pub(crate) enum Step {
 
 /// What came of one attempt to fetch a whole object.
 enum Attempt {
-    Finished(Finished),
+    Committed(Committed),
     Large(Arc<Large>),
-    Mismatch(Mismatch),
+    Mismatch(Box<Entry>, Mismatch),
+}
+
+/// Where a body goes.
+enum Body<'a> {
+    Frames(&'a mut Vec<Bytes>),
+    Written(Writer),
+}
+
+/// A body that has arrived.
+enum Received {
+    Frames(Vec<Bytes>),
+    Staged(Arc<Staged>),
 }
 
 impl Transfers {
-    pub(crate) fn new(
+    /// One for each of so many lanes: connections of their own, everything else shared.
+    pub(crate) fn for_lanes(
+        lanes: usize,
         source: &Source,
         volume: &Arc<Volume>,
         ledger: &Arc<Ledger>,
         counters: &Arc<Counters>,
         options: &Arc<Options>,
         demands: Demands,
-    ) -> Arc<Self> {
-        Arc::new(Self {
+    ) -> Vec<Arc<Self>> {
+        let first = Self {
             objects: source.objects(),
             dialect: source.dialect(),
             volume: Arc::clone(volume),
@@ -98,72 +117,74 @@ impl Transfers {
             counters: Arc::clone(counters),
             options: Arc::clone(options),
             demands,
-            direct: Semaphore::new(DIRECT_PARTS),
-            readers: Semaphore::new(READERS),
-            names: AtomicU64::new(0),
-        })
+            direct: Arc::new(Semaphore::new(DIRECT_PARTS)),
+            readers: Arc::new(Semaphore::new(READERS)),
+            names: Arc::default(),
+        };
+        let with = |_| Arc::new(Self { objects: source.objects(), ..first.clone() });
+        (0..lanes).map(with).collect()
     }
 
     /// Does what needs no request at once, and makes a unit of what does.
-    pub(crate) fn begin(&self, action: Action) -> Result<Step, Failure> {
-        self.calls.run(|| self.begin_at_once(action))
-    }
-
-    fn begin_at_once(&self, action: Action) -> Result<Step, Failure> {
+    pub(crate) async fn begin(&self, action: Action) -> Result<Step, Failure> {
+        let ledger = Arc::clone(&self.ledger);
         Ok(match action {
-            Action::Keep(record) => Step::Committed(self.ledger.keep(&record)),
+            Action::Keep(record) => Step::Committed(ledger.keep(&record)),
             Action::MakeDirectory { entry, kept } => {
-                self.ledger.directory(&entry, kept)?;
+                self.calls.run(move || ledger.directory(&entry, kept)).await?;
                 Step::Nothing
             }
             Action::Remove(held) => {
-                self.ledger.remove(&held)?;
+                self.calls.run(move || ledger.remove(&held)).await?;
                 Step::Nothing
             }
             Action::Forget(held) => {
-                self.ledger.forget(&held)?;
+                self.calls.run(move || ledger.forget(&held)).await?;
                 Step::Nothing
             }
-            Action::Adopt(entry) if self.dialect == Dialect::File => self.fetch(entry, false)?,
+            Action::Adopt(entry) if self.dialect == Dialect::File => {
+                self.fetch(entry, false).await?
+            }
             Action::Adopt(entry) => Step::Unit(Unit::Adopt(Box::new(entry))),
             Action::Reread { entry, record } => {
                 Step::Unit(Unit::Reread { entry: Box::new(entry), record: Box::new(record) })
             }
-            Action::Fetch { entry, replaces } => self.fetch(entry, replaces)?,
+            Action::Fetch { entry, replaces } => self.fetch(entry, replaces).await?,
         })
     }
 
     /// An object in one request, or a large one that is opened for its parts; of a symlink the size
     /// is not known yet.
-    fn fetch(&self, entry: Entry, replaces: bool) -> Result<Step, Failure> {
+    async fn fetch(&self, entry: Entry, replaces: bool) -> Result<Step, Failure> {
         if entry.symlink || entry.size <= self.options.part_size {
             return Ok(Step::Unit(Unit::Whole { entry: Box::new(entry), replaces }));
         }
         let etag = entry.etag.clone();
-        Ok(Step::Large(self.large(entry, replaces, etag)?))
+        Ok(Step::Large(self.large(entry, replaces, etag).await?))
     }
 
     /// Opens an object in parts, in the version `etag`.
-    fn large(
+    async fn large(
         &self,
         entry: Entry,
         replaces: bool,
         etag: Option<String>,
     ) -> Result<Arc<Large>, Failure> {
-        let size = entry.size;
-        let opening = Opening {
-            volume: &self.volume,
-            calls: &self.calls,
-            part_size: self.options.part_size_for(size),
-            direct: self.options.direct,
-            wanted: self.part_digests(),
+        let (volume, calls) = (Arc::clone(&self.volume), Arc::clone(&self.calls));
+        let (direct, wanted) = (self.options.direct, self.part_digests());
+        let part_size = self.options.part_size_for(entry.size);
+        let open = move || {
+            let opening =
+                Opening { volume: &volume, calls: &calls, part_size, direct, wanted };
+            let size = entry.size;
+            Large::open(opening, entry, replaces, size, etag)
         };
-        Large::open(opening, entry, replaces, size, etag)
+        self.calls.run(open).await
     }
 
-    pub(crate) async fn perform(self: &Arc<Self>, unit: Unit) -> Result<Step, Failure> {
+    pub(crate) async fn perform(&self, unit: Unit) -> Result<Step, Failure> {
         match unit {
-            Unit::Whole { entry, replaces } => self.whole(*entry, replaces).await,
+            Unit::Whole { entry, replaces } => self.whole(entry, replaces).await,
             Unit::Part { large, index } => self.part(large, index).await,
             Unit::Reread { entry, record } => self.reread(*entry, *record).await,
             Unit::Adopt(entry) => self.adopt(*entry).await,
@@ -197,23 +218,17 @@ impl Transfers {
         }
     }
 
-    async fn whole(self: &Arc<Self>, mut entry: Entry, replaces: bool) -> Result<Step, Failure> {
-        let Target::File(path) = entry.target.clone() else {
-            return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
-        };
+    async fn whole(&self, mut entry: Box<Entry>, replaces: bool) -> Result<Step, Failure> {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            match self.attempt(&mut entry, &path, replaces).await? {
-                Attempt::Finished(finished) => {
-                    let committed =
-                        self.calls.run(|| self.ledger.commit(&entry, finished, replaces))?;
-                    self.counters.fetched_objects.fetch_add(1, Relaxed);
-                    tracing::debug!(path = path.as_str(), bytes = entry.size, "committed");
-                    return Ok(Step::Committed(committed));
-                }
+            match self.attempt(entry, replaces).await? {
+                Attempt::Committed(committed) => return Ok(Step::Committed(committed)),
                 Attempt::Large(large) => return Ok(Step::Large(large)),
-                Attempt::Mismatch(mismatch) => self.again(&entry, attempts, mismatch)?,
+                Attempt::Mismatch(back, mismatch) => {
+                    self.again(&back, attempts, mismatch)?;
+                    entry = back;
+                }
             }
         }
     }
@@ -228,15 +243,10 @@ impl Transfers {
         Ok(())
     }
 
-    async fn attempt(
-        self: &Arc<Self>,
-        entry: &mut Entry,
-        path: &VolumePath,
-        replaces: bool,
-    ) -> Result<Attempt, Failure> {
+    async fn attempt(&self, mut entry: Box<Entry>, replaces: bool) -> Result<Attempt, Failure> {
         let if_match = if entry.symlink { None } else { entry.etag.clone() };
         let (answer, stated) =
-            self.get(entry, GetOptions { if_match, ..GetOptions::default() }).await?;
+            self.get(&entry, GetOptions { if_match, ..GetOptions::default() }).await?;
         let size = answer.meta.size;
         if entry.symlink {
             self.counters.wanted_bytes.fetch_add(size, Relaxed);
@@ -244,52 +254,111 @@ impl Transfers {
             entry.size = size;
             if size > self.options.part_size {
                 let etag = answer.meta.e_tag.clone();
-                let entry = entry.clone();
-                let large = self.calls.run(|| self.large(entry, replaces, etag))?;
-                return Ok(Attempt::Large(large));
+                return Ok(Attempt::Large(self.large(*entry, replaces, etag).await?));
             }
         } else {
-            same_size(entry, size)?;
+            same_size(&entry, size)?;
         }
         let name = format!("w{}", self.names.fetch_add(1, Relaxed));
-        let open = || Staged::open(&self.volume, &self.calls, &name, path, size, true, Direct::Off);
-        let staged = Arc::new(self.calls.run(open)?);
         let wanted = Wanted::for_check(self.demands.expected(&stated), self.demands.sha256);
-        let digests = self.receive(answer, &staged, 0, wanted).await?;
+        let (body, digests) = if size <= SMALL {
+            let mut frames = Vec::new();
+            let digests = self.receive(answer, wanted, &mut Body::Frames(&mut frames)).await?;
+            (Received::Frames(frames), digests)
+        } else {
+            let staged = self.stage(&name, &entry, size).await?;
+            let digests =
+                self.receive(answer, wanted, &mut Body::Written(staged.writer(0))).await?;
+            (Received::Staged(staged), digests)
+        };
         match self.demands.judge(&stated, entry.sha256, &digests) {
             Judged::Sound(checked) => {
-                let file = sole(staged)?.finish()?;
-                Ok(Attempt::Finished(Finished { name, file, digests, checked }))
+                let (volume, calls) = (Arc::clone(&self.volume), Arc::clone(&self.calls));
+                let path = entry.file()?.clone();
+                let finish = move || {
+                    let staged = match body {
+                        Received::Staged(staged) => sole(staged)?,
+                        Received::Frames(frames) => {
+                            let staged = Staged::open(
+                                &volume, &calls, &name, &path, size, true, Direct::Off,
+                            )?;
+                            let mut offset = 0;
+                            for frame in frames {
+                                staged.write(&frame, offset)?;
+                                offset += frame.len() as u64;
+                            }
+                            staged
+                        }
+                    };
+                    Ok(Finished { name, file: staged.finish()?, digests, checked })
+                };
+                Ok(Attempt::Committed(self.commit(entry, replaces, finish).await?))
             }
             Judged::Unverifiable => Err(Failure::Unverifiable(entry.key.clone())),
             Judged::Wrong(mismatch) => {
                 self.counters.done_bytes.fetch_sub(digests.length, Relaxed);
-                self.calls.run(|| self.volume.discard_staged(&name))?;
-                Ok(Attempt::Mismatch(mismatch))
+                if let Received::Staged(_) = body {
+                    let volume = Arc::clone(&self.volume);
+                    self.calls.run(move || Ok(volume.discard_staged(&name)?)).await?;
+                }
+                Ok(Attempt::Mismatch(entry, mismatch))
             }
         }
     }
 
-    /// Writes a body from `offset` on, and computes over it what is wanted.
+    /// Opens a new staged file for an object in one request.
+    async fn stage(&self, name: &str, entry: &Entry, size: u64) -> Result<Arc<Staged>, Failure> {
+        let (volume, calls) = (Arc::clone(&self.volume), Arc::clone(&self.calls));
+        let (name, path) = (name.to_owned(), entry.file()?.clone());
+        let open =
+            move || Staged::open(&volume, &calls, &name, &path, size, true, Direct::Off);
+        Ok(Arc::new(self.calls.run(open).await?))
+    }
+
+    /// Finishes a staged file and commits it.
+    async fn commit(
+        &self,
+        entry: Box<Entry>,
+        replaces: bool,
+        finish: impl FnOnce() -> Result<Finished, Failure> + Send + 'static,
+    ) -> Result<Committed, Failure> {
+        let ledger = Arc::clone(&self.ledger);
+        let commit = move || Ok((ledger.commit(&entry, finish()?)?, entry));
+        let committed = match self.calls.run(commit).await? {
+            (Commit::Done(committed), _) => committed,
+            // it may read a large file, or the manifest: not where requests are served
+            (Commit::Occupied(unnamed), entry) => {
+                let ledger = Arc::clone(&self.ledger);
+                blocking(move || ledger.take_place(&entry, unnamed, replaces)).await?
+            }
+        };
+        self.counters.fetched_objects.fetch_add(1, Relaxed);
+        Ok(committed)
+    }
+
+    /// Takes a body in, and computes over it what is wanted.
     async fn receive(
         &self,
         answer: GetResult,
-        staged: &Arc<Staged>,
-        offset: u64,
         wanted: Wanted,
+        into: &mut Body<'_>,
     ) -> Result<Digests, Failure> {
         let expected = answer.range.end - answer.range.start;
         let mut digester = Digester::new(wanted);
-        let mut writer = staged.writer(offset);
         let mut body = answer.into_stream();
         while let Some(frame) = body.next().await {
             let frame = frame.map_err(explain)?;
             digester.update(&frame);
-            writer.write(&frame).await?;
             self.counters.fetched_bytes.fetch_add(frame.len() as u64, Relaxed);
             self.counters.done_bytes.fetch_add(frame.len() as u64, Relaxed);
+            match into {
+                Body::Frames(frames) => frames.push(frame),
+                Body::Written(writer) => writer.write(frame).await?,
+            }
         }
-        writer.finish().await?;
+        if let Body::Written(writer) = into {
+            writer.finish().await?;
+        }
         if digester.length() != expected {
             return Err(Failure::Unexpected(format!(
                 "a body of {expected} bytes ended after {}",
@@ -299,7 +368,7 @@ impl Transfers {
         Ok(digester.finish())
     }
 
-    async fn part(self: &Arc<Self>, large: Arc<Large>, index: usize) -> Result<Step, Failure> {
+    async fn part(&self, large: Arc<Large>, index: usize) -> Result<Step, Failure> {
         let range = large.range(index);
         let kept = if large.is_noted(index) {
             let large = Arc::clone(&large);
@@ -328,10 +397,12 @@ impl Transfers {
                 let (answer, stated) = self.get(large.entry(), options).await?;
                 same_size(large.entry(), answer.meta.size)?;
                 large.state(stated);
-                (self.receive(answer, &staged, range.start, self.part_digests()).await?, true)
+                let mut body = Body::Written(staged.writer(range.start));
+                (self.receive(answer, self.part_digests(), &mut body).await?, true)
             }
         };
-        if !self.calls.run(|| large.note_part(index, digests, fresh))? {
+        let noting = Arc::clone(&large);
+        if !self.calls.run(move || noting.note_part(index, digests, fresh)).await? {
             return Ok(Step::Nothing);
         }
         self.finish(&large).await.map(Step::Committed)
@@ -347,7 +418,7 @@ impl Transfers {
     }
 
     /// Checks and commits a large object whose last part has arrived.
-    async fn finish(self: &Arc<Self>, large: &Arc<Large>) -> Result<Committed, Failure> {
+    async fn finish(&self, large: &Arc<Large>) -> Result<Committed, Failure> {
         let entry = large.entry();
         let mut digests = large.joined()?;
         let mut attempts = 1;
@@ -373,16 +444,15 @@ impl Transfers {
             match self.demands.judge(&stated, entry.sha256, &digests) {
                 Judged::Unverifiable => return Err(Failure::Unverifiable(entry.key.clone())),
                 Judged::Sound(checked) => {
-                    let (name, replaces) = (large.name().to_owned(), large.replaces());
-                    let committed = self.calls.run(|| {
-                        let file = sole(large.take_staged()?)?.finish()?;
-                        let finished = Finished { name, file, digests, checked };
-                        let committed = self.ledger.commit(entry, finished, replaces)?;
-                        large.forget_parts()?;
-                        Ok::<_, Failure>(committed)
-                    })?;
-                    self.counters.fetched_objects.fetch_add(1, Relaxed);
-                    tracing::debug!(path = large.path().as_str(), bytes = entry.size, "committed");
+                    let whole = Arc::clone(large);
+                    let finish = move || {
+                        let file = sole(whole.take_staged()?)?.finish()?;
+                        Ok(Finished { name: whole.name().to_owned(), file, digests, checked })
+                    };
+                    let entry = Box::new(entry.clone());
+                    let committed = self.commit(entry, large.replaces(), finish).await?;
+                    let whole = Arc::clone(large);
+                    self.calls.run(move || whole.forget_parts()).await?;
                     return Ok(committed);
                 }
                 Judged::Wrong(mismatch) => {
@@ -400,7 +470,9 @@ impl Transfers {
                     let wanted =
                         Wanted::for_check(self.demands.expected(&stated), self.demands.sha256);
                     let staged = large.staged()?;
-                    digests = self.receive(answer, &staged, 0, wanted).await?;
+                    let mut body = Body::Written(staged.writer(0));
+                    drop(staged);
+                    digests = self.receive(answer, wanted, &mut body).await?;
                 }
             }
         }
@@ -446,15 +518,13 @@ impl Transfers {
 
     /// Takes a file that stands in an object's place for the object, if a checksum of the source
     /// says so.
-    async fn adopt(self: &Arc<Self>, entry: Entry) -> Result<Step, Failure> {
-        let Target::File(path) = entry.target.clone() else {
-            return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
-        };
+    async fn adopt(&self, entry: Entry) -> Result<Step, Failure> {
+        let path = entry.file()?.clone();
         let if_match = entry.etag.clone();
         let options = GetOptions { if_match, head: true, ..GetOptions::default() };
         let stated = self.get(&entry, options).await?.1;
         let Some(expected) = Expected::best(&stated) else {
-            return self.calls.run(|| self.fetch(entry, false));
+            return self.fetch(entry, false).await;
         };
         let wanted = Wanted::for_check(Some(expected), self.demands.sha256);
         let found = self.read_from_device(&path, wanted).await?;
@@ -463,12 +533,14 @@ impl Transfers {
             .filter(is_it)
             .map(|found| (found, self.demands.judge(&stated, entry.sha256, &found)));
         let Some((digests, Judged::Sound(checked))) = judged else {
-            return self.calls.run(|| self.fetch(entry, false));
+            return self.fetch(entry, false).await;
         };
         self.counters.kept_objects.fetch_add(1, Relaxed);
         self.counters.done_bytes.fetch_add(entry.size, Relaxed);
         tracing::debug!(path = path.as_str(), "adopted");
-        Ok(Step::Committed(self.calls.run(|| self.ledger.adopt(&entry, path, digests, checked))?))
+        let ledger = Arc::clone(&self.ledger);
+        let adopt = move || ledger.adopt(&entry, path, digests, checked);
+        Ok(Step::Committed(self.calls.run(adopt).await?))
     }
 
     /// Reads a committed file again: it is kept if its bytes are still what was committed.
@@ -481,7 +553,7 @@ impl Transfers {
                 path = record.path.as_str(),
                 "a committed file lost bytes: fetching it again"
             );
-            return self.calls.run(|| self.fetch(entry, true));
+            return self.fetch(entry, true).await;
         };
         if self.demands.sha256 && self.demands.verify != VerifyMode::Off {
             let stated = match self.dialect {
@@ -494,13 +566,14 @@ impl Transfers {
             let stated = [stated.user_sha256, entry.sha256];
             let differs = |sha256| found.compare(Expected::Sha256(sha256)).is_err();
             if stated.into_iter().flatten().any(differs) {
-                return self.calls.run(|| self.fetch(entry, true));
+                return self.fetch(entry, true).await;
             }
         }
         self.counters.kept_objects.fetch_add(1, Relaxed);
         self.counters.done_bytes.fetch_add(record.size, Relaxed);
         let record = FileRecord { sha256: found.sha256.or(record.sha256), ..record };
-        Ok(Step::Committed(self.calls.run(|| self.ledger.record(record))?))
+        let ledger = Arc::clone(&self.ledger);
+        Ok(Step::Committed(self.calls.run(move || ledger.record(record)).await?))
     }
 }
 
@@ -516,13 +589,4 @@ fn same_size(entry: &Entry, size: u64) -> Result<(), Failure> {
 fn sole(staged: Arc<Staged>) -> Result<Staged, Failure> {
     Arc::into_inner(staged)
         .ok_or_else(|| Failure::Unexpected("a staged file is still being written".to_owned()))
-}
-
-/// Runs a call that may take long where it may block.
-pub(super) async fn blocking<T: Send + 'static>(
-    call: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(call)
-        .await
-        .map_err(|error| Failure::Unexpected(format!("a file call did not finish: {error}")))?
 }

@@ -351,15 +351,18 @@ impl Volume {
         fresh: bool,
         more: OFlags,
     ) -> Result<OwnedFd, VolumeError> {
-        let (staged, path) = (self.staged(), format!(".ossvp/staged/{name}"));
+        let staged = self.staged();
+        let path = || format!(".ossvp/staged/{name}");
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | more;
         if fresh {
             let flags = flags | OFlags::EXCL;
             return uninterrupted(|| fs::openat(staged, name, flags, FILE_MODE))
-                .map_err(failed("make", path));
+                .map_err(|errno| failed("make", path())(errno));
         }
-        match open_file(staged, name, &path, flags, Names::One) {
-            Err(VolumeError::InTheWay { .. }) => new_file(staged, name, &path, OFlags::RDWR | more),
+        match open_file(staged, name, &path(), flags, Names::One) {
+            Err(VolumeError::InTheWay { .. }) => {
+                new_file(staged, name, &path(), OFlags::RDWR | more)
+            }
             other => other,
         }
     }

@@ -1,0 +1,199 @@
+//! What is planned and not yet begun: the planner puts in, the lanes take out.
+//!
+//! Actions are begun in their order and one after the other, because a removal may make room for the
+//! file that follows. Of a large object each part is work of its own.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::commit::Committed;
+use super::failure::Failure;
+use super::large::Large;
+use super::pace::Pace;
+use super::plan::Action;
+use super::transfer::{Step, Transfers, Unit};
+
+/// How far the plan may run ahead of the requests: two of the highest levels of concurrency.
+const AHEAD: usize = 1024;
+/// How many large objects may be open at once while small ones are waiting.
+const OPEN_LARGE: usize = 4;
+
+/// The queue.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    /// Held while an action is begun.
+    turn: tokio::sync::Mutex<()>,
+    /// There may be something to take, or nothing ever again.
+    more: Notify,
+    /// There is room for the planner.
+    room: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    planned: VecDeque<Action>,
+    /// How the plan ended, once it has.
+    ended: Option<Result<(), Failure>>,
+    /// Large objects, and the first part of each that nobody has taken.
+    larges: VecDeque<(Arc<Large>, usize)>,
+    /// Units that were taken and are not done.
+    units: u32,
+    /// Of these, parts.
+    parts: u32,
+}
+
+impl State {
+    fn part(&mut self) -> Option<Unit> {
+        let (large, next) = self.larges.front_mut()?;
+        let unit = Unit::Part { large: Arc::clone(large), index: *next };
+        *next += 1;
+        if *next == large.parts() {
+            self.larges.pop_front();
+        }
+        self.parts += 1;
+        self.units += 1;
+        Some(unit)
+    }
+
+    /// Nothing is left, and nothing that is under way can bring more.
+    fn is_done(&self) -> bool {
+        self.ended.is_some()
+            && self.planned.is_empty()
+            && self.larges.is_empty()
+            && self.units == 0
+    }
+}
+
+/// A unit that was taken; dropped, it is done.
+#[derive(Debug)]
+pub(crate) struct Taken<'a> {
+    queue: &'a Queue,
+    is_part: bool,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut state = self.queue.state();
+        state.units -= 1;
+        state.parts -= u32::from(self.is_part);
+        if state.is_done() {
+            self.queue.more.notify_waiters();
+        }
+    }
+}
+
+impl Queue {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // a panic elsewhere ends the run
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts an action behind the others, once there is room.
+    pub(crate) async fn push(&self, action: Action) {
+        loop {
+            let mut room = pin!(self.room.notified());
+            room.as_mut().enable();
+            {
+                let mut state = self.state();
+                if state.planned.len() < AHEAD {
+                    state.planned.push_back(action);
+                    break;
+                }
+            }
+            room.await;
+        }
+        self.more.notify_waiters();
+    }
+
+    /// Nothing more will come, because the plan is complete or has failed.
+    pub(crate) fn end(&self, how: Result<(), Failure>) {
+        self.state().ended = Some(how);
+        self.more.notify_waiters();
+    }
+
+    /// Whether everything was done.
+    pub(crate) fn is_done(&self) -> bool {
+        self.state().is_done()
+    }
+
+    /// Takes the next unit, waiting if need be; `None` if there will be none. What needs no request
+    /// is done on the way, and counted in `committed`.
+    ///
+    /// # Errors
+    /// The plan's failure, or an action's.
+    pub(crate) async fn next<'a>(
+        &'a self,
+        transfers: &Transfers,
+        pace: &Pace,
+        committed: &mut Committed,
+    ) -> Result<Option<(Unit, Taken<'a>)>, Failure> {
+        loop {
+            let mut more = pin!(self.more.notified());
+            more.as_mut().enable();
+            if let Some(unit) = self.ready(pace) {
+                return Ok(Some((unit, Taken { queue: self, is_part: true })));
+            }
+            let turn = self.turn.lock().await;
+            let action = {
+                let mut state = self.state();
+                if state.is_done() && matches!(state.ended, Some(Ok(()))) {
+                    return Ok(None);
+                }
+                let action = state.planned.pop_front();
+                match (&action, &mut state.ended) {
+                    (Some(_), _) => state.units += 1,
+                    (None, Some(Err(_))) => match state.ended.replace(Ok(())) {
+                        Some(Err(failure)) => return Err(failure),
+                        _ => return Ok(None),
+                    },
+                    (None, _) => {}
+                }
+                if state.planned.len() == AHEAD / 2 {
+                    self.room.notify_waiters();
+                }
+                action
+            };
+            let Some(action) = action else {
+                drop(turn);
+                if let Some(unit) = self.take_part() {
+                    return Ok(Some((unit, Taken { queue: self, is_part: true })));
+                }
+                let _waiting = pace.waiting();
+                more.await;
+                continue;
+            };
+            let taken = Taken { queue: self, is_part: false };
+            match transfers.begin(action).await? {
+                Step::Nothing => {}
+                Step::Committed(more) => *committed = std::mem::take(committed).and(more),
+                Step::Unit(unit) => return Ok(Some((unit, taken))),
+                Step::Large(large) => self.open(large),
+            }
+        }
+    }
+
+    /// A part, if it is a part's turn: parts want bandwidth and small objects want requests, so
+    /// while there are both, each gets half of the requests.
+    fn ready(&self, pace: &Pace) -> Option<Unit> {
+        let mut state = self.state();
+        let small_waits = !state.planned.is_empty() && state.larges.len() < OPEN_LARGE;
+        if small_waits && state.parts >= pace.level().div_ceil(2) {
+            return None;
+        }
+        state.part()
+    }
+
+    fn take_part(&self) -> Option<Unit> {
+        self.state().part()
+    }
+
+    /// The parts of a large object are there to be taken.
+    pub(crate) fn open(&self, large: Arc<Large>) {
+        self.state().larges.push_back((large, 0));
+        self.more.notify_waiters();
+    }
+}

@@ -1,7 +1,7 @@
 //! The source of objects: a prefix of an OSS or S3 bucket, or a local directory.
 //!
 //! Our own client, because keys must come out exact and answers must be seen whole: it signs
-//! (`sign`), sends over hyper (`transport`), judges refusals (`verdict`) and tries again (`retry`),
+//! (`sign`), sends (`transport`, `wire`), judges refusals (`verdict`) and tries again (`retry`),
 //! lists one page ahead (`lister`, `listing`) and resumes broken bodies (`body`). To the rest of
 //! ossvp a source is a stream of [`Listed`] and an [`object_store::ObjectStore`], so a decorator can
 //! stand between, and tests can bring their own.
@@ -30,6 +30,7 @@ mod sign;
 mod stated;
 mod transport;
 mod verdict;
+mod wire;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -65,7 +66,7 @@ pub struct Connection {
     pub anonymous: bool,
     /// More roots to trust, a PEM file.
     pub ca_bundle: Option<PathBuf>,
-    /// Upper bound for one piece of a body, in bytes; `None`: 256 KiB.
+    /// Upper bound for one piece of a body, in bytes; `None`: 128 KiB.
     pub read_buffer: Option<usize>,
     /// The longest wait for an answer, and for more of one; `None`: 30 s.
     pub timeout: Option<Duration>,
@@ -169,7 +170,6 @@ impl Source {
         let transport = transport::Transport::new(&transport::Options {
             env: env.as_ref(),
             ca_bundle: ca_bundle.as_deref(),
-            read_buffer: *read_buffer,
             connect_timeout: policy.connect_timeout,
             answer_timeout: policy.first_byte_timeout,
             proxied: true,
@@ -190,17 +190,11 @@ impl Source {
             transport,
             policy,
             meter: meter.clone(),
-            max_frame: read_buffer.unwrap_or(transport::READ_BUFFER).max(1),
+            max_frame: read_buffer.unwrap_or(wire::FRAME).max(1),
             clock_offset: Arc::default(),
             answered: Arc::default(),
         });
-        Ok(Self {
-            dialect,
-            prefix,
-            place: Place::Bucket(client),
-            decorate: None,
-            meter,
-        })
+        Ok(Self { dialect, prefix, place: Place::Bucket(client), decorate: None, meter })
     }
 
     /// The objects under the prefix, only those strictly behind `after` if given. OSS and most S3

@@ -56,8 +56,8 @@ pub use report::{Ended, print_plan};
 
 use commit::{Committed, Ledger};
 use inspect::{Capacity, Held, History, Past};
-use list::Listing;
 use lanes::Lanes;
+use list::Listing;
 use own::Own;
 use pace::Pace;
 use plan::{Action, Look, Needs, Planner};
@@ -376,15 +376,8 @@ async fn fill(
     let planning = plan_ahead(planner, Arc::clone(&queue), Arc::clone(watch));
     let lanes = Lanes::start()?;
     let demands = demands(options);
-    let transfers = Transfers::for_lanes(
-        lanes.count(),
-        source,
-        volume,
-        &ledger,
-        &counters,
-        options,
-        demands,
-    );
+    let transfers =
+        Transfers::for_lanes(lanes.count(), source, volume, &ledger, &counters, options, demands);
     // a failed checkpoint is a failed run
     let committed = tokio::select! {
         committed = fetch::carry_out(&lanes, &transfers, &queue, &pace) => committed,

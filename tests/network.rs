@@ -737,6 +737,14 @@ fn silent() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
+/// A port that is taken, so that no other test gets it, and that nobody listens at.
+fn unheard() -> (tokio::net::TcpSocket, SocketAddr) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
 /// Runs against `endpoint`, where nothing good is, and then against the server.
 #[track_caller]
 fn unreachable(name: &str, endpoint: &str, code: i32, says: &str, more: &[(&str, &str)]) {
@@ -757,7 +765,7 @@ fn unreachable(name: &str, endpoint: &str, code: i32, says: &str, more: &[(&str,
 
 #[test]
 fn a_source_that_cannot_be_reached_is_4_and_named() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_socket, free) = unheard();
     let (_listener, quiet) = silent();
     let tls = filled(builder().tls());
     let plain = filled(builder());

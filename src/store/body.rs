@@ -114,11 +114,7 @@ impl Body {
                     let frame = tokio::time::timeout(left, incoming.frame()).await;
                     self.waited += begun.elapsed();
                     match frame {
-                        Ok(Some(Ok(frame))) => match frame.into_data() {
-                            Ok(data) if data.is_empty() => continue,
-                            Ok(data) => return self.take(data).map(Some),
-                            Err(_trailers) => continue,
-                        },
+                        Ok(Some(Ok(frame))) => return self.take(frame).map(Some),
                         Ok(None) if self.at == self.end => return Ok(None),
                         Ok(None) => self.malformed(format!("the body ends at offset {}", self.at)),
                         Ok(Some(Err(error))) => StoreError::Broken {

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use http::header::{AUTHORIZATION, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
-use http_body_util::Full;
 use tokio::time::Instant;
 
 use crate::keys::{Dialect, Key};
@@ -259,7 +258,7 @@ impl Client {
         &self,
         ask: &Ask,
         credential: Option<&Credential>,
-    ) -> Result<Request<Full<Bytes>>, StoreError> {
+    ) -> Result<Request<Bytes>, StoreError> {
         let key = ask.key.as_ref().map(Key::as_str);
         let method = if ask.kind == Kind::Head { Method::HEAD } else { Method::GET };
         let value = |text: &str| {
@@ -295,7 +294,7 @@ impl Client {
             authorization.set_sensitive(true);
             headers.insert(AUTHORIZATION, authorization);
         }
-        let mut request = Request::new(Full::default());
+        let mut request = Request::new(Bytes::new());
         *request.method_mut() = method;
         *request.uri_mut() = self.endpoint.url(key, &ask.query)?;
         *request.headers_mut() = headers;

@@ -148,7 +148,6 @@ fn rrsa() -> &'static Rrsa {
         let transport = Transport::new(&Options {
             env: &StaticEnv { home_dir: None, envs: HashMap::new() },
             ca_bundle: None,
-            read_buffer: None,
             connect_timeout: policy.connect_timeout,
             answer_timeout: policy.first_byte_timeout,
             proxied: false,

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::DateTime;
-use http_body_util::Full;
 use reqsign_aliyun_oss::{
     ConfigFileCredentialProvider, CredentialsFileCredentialProvider, EcsRamRoleCredentialProvider,
     OssProfileCredentialProvider,
@@ -73,7 +72,6 @@ impl Chain {
         let transport = Transport::new(&Options {
             env: env.as_ref(),
             ca_bundle: None,
-            read_buffer: None,
             connect_timeout: METADATA_TIMEOUT,
             answer_timeout: METADATA_TIMEOUT * 2,
             // the metadata service's address is link-local: no proxy reaches it
@@ -306,7 +304,7 @@ impl HttpSend for Http {
     ) -> reqsign_core::Result<http::Response<Bytes>> {
         let failed = |why| reqsign_core::Error::unexpected(why).set_retryable(true);
         // connecting has a timeout of its own, and the answer comes at once
-        let sent = self.0.send(request.map(Full::new), METADATA_TIMEOUT * 2).await;
+        let sent = self.0.send(request, METADATA_TIMEOUT * 2).await;
         let (parts, body) = sent
             .map_err(|error| match error {
                 SendError::Late => failed("no answer"),
@@ -340,7 +338,6 @@ mod tests {
         let transport = Transport::new(&Options {
             env: env.as_ref(),
             ca_bundle: None,
-            read_buffer: None,
             connect_timeout: METADATA_TIMEOUT,
             answer_timeout: METADATA_TIMEOUT * 2,
             proxied: false,

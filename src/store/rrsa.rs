@@ -10,7 +10,6 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use http::header::{CONTENT_TYPE, HOST};
 use http::{Request, StatusCode, Uri};
-use http_body_util::Full;
 use reqsign_core::Env;
 use serde::Deserialize;
 
@@ -134,7 +133,7 @@ impl Rrsa {
         let request = Request::post(at)
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .header(HOST, &host)
-            .body(Full::new(Bytes::from(body.join("&"))))
+            .body(Bytes::from(body.join("&")))
             .map_err(|_| refuse(format!("{host} cannot be asked")))?;
         let sent = self.transport.send(request, self.timeout).await;
         let response = sent.map_err(|error| match error {

@@ -130,7 +130,6 @@ impl Unsigned<'_> {
         text
     }
 
-
     /// The canonical request, and the names of the signed (S3) or additional (OSS) headers.
     fn canonical_request(&self) -> (String, String) {
         let mut text = String::with_capacity(512);

@@ -78,10 +78,7 @@ impl Stated {
 
 /// The MD5 that an ETag is: only of an object put at once, and not where the server's encryption
 /// makes the ETag something else (SSE-KMS, SSE-C), nor of an appendable object or a symlink.
-fn etag_md5<'a>(
-    etag: &str,
-    value: impl Fn(&str) -> Option<&'a HeaderValue>,
-) -> Option<[u8; 16]> {
+fn etag_md5<'a>(etag: &str, value: impl Fn(&str) -> Option<&'a HeaderValue>) -> Option<[u8; 16]> {
     let is = |name: &str, text: &str| {
         value(name).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(text.as_bytes()))
     };

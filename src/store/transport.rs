@@ -1,25 +1,21 @@
-//! HTTP/1.1 over hyper: kept connections, TLS, proxies.
+//! Connections: how they are made (names, addresses, proxies, TLS), kept and used again.
 //!
 //! Nothing here follows redirects, decompresses or rewrites a URL. A connection has no task of its
 //! own: whoever waits for its answer drives it, so that a request costs no hop from one task to
 //! another, and a connection stays on the thread that uses it.
 
 use std::error::Error;
-use std::future::poll_fn;
 use std::io;
 use std::path::Path;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{HOST, PROXY_AUTHORIZATION};
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response, Uri};
-use http_body_util::Full;
-use hyper::body::{Body, Frame, Incoming};
-use hyper::client::conn::{TrySendError, http1};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
@@ -34,18 +30,11 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::error::{Cause, StoreError, beneath};
+use super::wire::{Wire, origin};
 
 /// Idle connections are closed before the source closes them (OSS: after some 60 s), so that no
 /// request is sent into a closing one.
 const IDLE: Duration = Duration::from_secs(30);
-
-/// The default for the size of one body frame: 256 KiB is a few hundred system calls a gigabyte,
-/// and still only 64 MiB for 256 connections. hyper's own default is 408 KiB.
-pub(super) const READ_BUFFER: usize = 256 * 1024;
-
-/// The buffer also bounds an answer's headers, of which 8 KiB may be user metadata alone. A smaller
-/// frame is cut by [`super::body`].
-const READ_BUFFER_MIN: usize = 64 * 1024;
 
 /// The time between connection attempts to the addresses of one name (RFC 8305, section 8).
 const HAPPY_EYEBALLS: Duration = Duration::from_millis(250);
@@ -58,7 +47,6 @@ type Tcp = TokioIo<TcpStream>;
 pub(super) struct Options<'a> {
     pub(super) env: &'a dyn Env,
     pub(super) ca_bundle: Option<&'a Path>,
-    pub(super) read_buffer: Option<usize>,
     pub(super) connect_timeout: Duration,
     /// Longest wait for a connection that can be used: name, address, proxy, TLS.
     pub(super) answer_timeout: Duration,
@@ -80,7 +68,6 @@ pub(super) enum SendError {
 #[derive(Clone)]
 pub(super) struct Transport {
     connect: Timed,
-    builder: http1::Builder,
     proxies: Arc<Matcher>,
     kept: Arc<Kept>,
 }
@@ -105,11 +92,9 @@ impl Transport {
         // dead peers are noticed by our own timers; this keeps NAT gateways' tables warm
         tcp.set_keepalive(Some(Duration::from_secs(60)));
         let route = Route { tcp, tls: tls.clone(), proxies: proxies.clone() };
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(options.read_buffer.unwrap_or(READ_BUFFER).max(READ_BUFFER_MIN));
         let connect =
             Timed { limit: options.answer_timeout, connect: HttpsConnector::from((route, tls)) };
-        Ok(Self { connect, builder, proxies, kept: Arc::default() })
+        Ok(Self { connect, proxies, kept: Arc::default() })
     }
 
     /// The same with connections of its own: one for each thread, and none is driven by two.
@@ -120,7 +105,7 @@ impl Transport {
     /// Sends a request and waits for the headers of its answer.
     pub(super) async fn send(
         &self,
-        request: Request<Full<Bytes>>,
+        request: Request<Bytes>,
         timeout: Duration,
     ) -> Result<Response<Arriving>, SendError> {
         let sent = tokio::time::timeout(timeout, self.send_unhurried(request)).await;
@@ -129,7 +114,7 @@ impl Transport {
 
     async fn send_unhurried(
         &self,
-        mut request: Request<Full<Bytes>>,
+        mut request: Request<Bytes>,
     ) -> Result<Response<Arriving>, SendError> {
         // a proxy for plain HTTP sees the request itself; a tunnel was authorized when it was dug
         if request.uri().scheme() == Some(&Scheme::HTTP)
@@ -138,36 +123,32 @@ impl Transport {
         {
             request.headers_mut().insert(PROXY_AUTHORIZATION, auth.clone());
         }
-        let whole = std::mem::take(request.uri_mut());
-        let to = To::of(&whole)?;
+        let to = To::of(request.uri())?;
         if !request.headers().contains_key(HOST) {
             let host = HeaderValue::from_str(to.authority.as_str());
             request.headers_mut().insert(HOST, host.map_err(broken)?);
         }
+        let whole = request.uri().to_string();
         loop {
-            let (mut wire, used) = match self.kept.take(&to) {
-                Some(wire) => (wire, true),
-                None => (self.open(&whole).await?, false),
+            let (mut line, used) = match self.kept.take(&to) {
+                Some(line) => (line, true),
+                None => (self.open(request.uri()).await?, false),
             };
-            *request.uri_mut() = match wire.proxied {
-                true => whole.clone(),
-                false => origin(&whole),
-            };
-            match wire.exchange(request).await {
+            let target = if line.proxied { &whole } else { origin(request.uri()) };
+            match line.wire.exchange(&request, target).await {
                 Ok(answer) => {
                     let home = Home { kept: self.kept.clone(), to };
-                    return Ok(answer.map(|body| Arriving { body, ended: false, wire: Some(wire), home }));
+                    return Ok(answer.map(|()| Arriving { line: Some(line), home }));
                 }
-                // the other side closed it while it was kept: nothing was sent
-                Err(mut unsent) => match unsent.take_message() {
-                    Some(again) if used => request = again,
-                    _ => return Err(broken(unsent.into_error())),
-                },
+                // the other side closed it while it was kept: what was sent is asked for again, which
+                // nothing here minds
+                Err(_) if used && !line.wire.answered() => {}
+                Err(error) => return Err(broken(error)),
             }
         }
     }
 
-    async fn open(&self, to: &Uri) -> Result<Box<Wire>, SendError> {
+    async fn open(&self, to: &Uri) -> Result<Box<Line>, SendError> {
         let mut connect = self.connect.clone();
         let io = match connect.call(to.clone()).await {
             Ok(io) => io,
@@ -177,19 +158,12 @@ impl Transport {
             Err(error) => return Err(SendError::Connect(error.into())),
         };
         let proxied = io.connected().is_proxied();
-        let (sender, connection) = self.builder.handshake(io).await.map_err(broken)?;
-        Ok(Box::new(Wire { sender, connection: Some(connection), proxied }))
+        Ok(Box::new(Line { wire: Wire::new(io), proxied }))
     }
 }
 
 fn broken(error: impl Error + Send + Sync + 'static) -> SendError {
     SendError::Broken(Arc::new(error))
-}
-
-/// What a request to a server itself asks for.
-fn origin(uri: &Uri) -> Uri {
-    let target = uri.path_and_query().cloned();
-    Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/")))
 }
 
 /// Where a connection leads.
@@ -212,10 +186,10 @@ impl To {
 
 /// Connections that wait for their next request, the one used last on top: the others grow old.
 #[derive(Default)]
-struct Kept(Mutex<Vec<(To, Instant, Box<Wire>)>>);
+struct Kept(Mutex<Vec<(To, Instant, Box<Line>)>>);
 
 impl Kept {
-    fn take(&self, to: &To) -> Option<Box<Wire>> {
+    fn take(&self, to: &To) -> Option<Box<Line>> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at = kept.iter().rposition(|(leads, ..)| leads == to)?;
         if kept[at].1.elapsed() < IDLE {
@@ -226,50 +200,17 @@ impl Kept {
         None
     }
 
-    fn keep(&self, to: To, wire: Box<Wire>) {
+    fn keep(&self, to: To, wire: Box<Line>) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.push((to, Instant::now(), wire));
     }
 }
 
-/// One connection: several kilobytes, which is why it is moved in a box.
-struct Wire {
-    sender: http1::SendRequest<Full<Bytes>>,
-    /// Gone once it has ended.
-    connection: Option<http1::Connection<MaybeHttpsStream<Routed>, Full<Bytes>>>,
+/// A connection, and how its requests are addressed.
+struct Line {
+    wire: Wire<MaybeHttpsStream<Routed>>,
     /// Whether it leads to a proxy that takes whole URLs.
     proxied: bool,
-}
-
-impl Wire {
-    /// Moves what can be moved. A connection that ends is dropped, which tells whoever waits for it.
-    fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Some(connection) = &mut self.connection
-            && Pin::new(connection).poll(cx).is_ready()
-        {
-            self.connection = None;
-        }
-    }
-
-    async fn exchange(
-        &mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>> {
-        let mut answer = pin!(self.sender.try_send_request(request));
-        let connection = &mut self.connection;
-        poll_fn(|cx| {
-            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
-                return Poll::Ready(answer);
-            }
-            if let Some(driven) = connection
-                && Pin::new(driven).poll(cx).is_ready()
-            {
-                *connection = None;
-            }
-            answer.as_mut().poll(cx)
-        })
-        .await
-    }
 }
 
 /// Where a connection goes back to.
@@ -281,10 +222,8 @@ struct Home {
 /// A body on its way. Read to its end, it leaves its connection to the next request; dropped before,
 /// it closes it.
 pub(super) struct Arriving {
-    body: Incoming,
-    /// Whether the end was seen, which a body of unknown length does not tell beforehand.
-    ended: bool,
-    wire: Option<Box<Wire>>,
+    /// Gone only while it is dropped.
+    line: Option<Box<Line>>,
     home: Home,
 }
 
@@ -295,38 +234,23 @@ impl std::fmt::Debug for Arriving {
 }
 
 impl Arriving {
-    /// The next frame; `None` at the end.
-    pub(super) async fn frame(&mut self) -> Option<Result<Frame<Bytes>, hyper::Error>> {
-        let frame = poll_fn(|cx| {
-            if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-                return Poll::Ready(frame);
-            }
-            if let Some(wire) = &mut self.wire {
-                wire.drive(cx);
-            }
-            Pin::new(&mut self.body).poll_frame(cx)
-        });
-        let frame = frame.await;
-        self.ended = frame.is_none();
-        frame
+    /// The next bytes; `None` at the end.
+    pub(super) async fn frame(&mut self) -> Option<io::Result<Bytes>> {
+        self.line.as_mut()?.wire.frame().await
     }
 
     /// Whether the end is known to be reached.
     pub(super) fn is_end(&self) -> bool {
-        self.ended || self.body.is_end_stream()
+        self.line.as_ref().is_none_or(|line| line.wire.is_done())
     }
 }
 
 impl Drop for Arriving {
     fn drop(&mut self) {
-        if let Some(mut wire) = self.wire.take()
-            && self.is_end()
+        if let Some(line) = self.line.take()
+            && line.wire.is_free()
         {
-            // it has yet to see that the body is over; nobody waits for what comes then
-            wire.drive(&mut Context::from_waker(Waker::noop()));
-            if wire.sender.is_ready() {
-                self.home.kept.keep(self.home.to.clone(), wire);
-            }
+            self.home.kept.keep(self.home.to.clone(), line);
         }
     }
 }
@@ -363,12 +287,10 @@ async fn read_frames(
         tokio::time::timeout(stall, body.frame()).await.map_err(|_| BodyError::Late)?
     {
         let frame = frame.map_err(|error| BodyError::Broken(Arc::new(error)))?;
-        if let Ok(data) = frame.into_data() {
-            if bytes.len() + data.len() > bound {
-                return Err(BodyError::Long);
-            }
-            bytes.extend_from_slice(&data);
+        if bytes.len() + frame.len() > bound {
+            return Err(BodyError::Long);
         }
+        bytes.extend_from_slice(&frame);
     }
     Ok(bytes.freeze())
 }

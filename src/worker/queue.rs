@@ -61,10 +61,7 @@ impl State {
 
     /// Nothing is left, and nothing that is under way can bring more.
     fn is_done(&self) -> bool {
-        self.ended.is_some()
-            && self.planned.is_empty()
-            && self.larges.is_empty()
-            && self.units == 0
+        self.ended.is_some() && self.planned.is_empty() && self.larges.is_empty() && self.units == 0
     }
 }
 

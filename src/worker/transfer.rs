@@ -39,7 +39,7 @@ const ATTEMPTS: u32 = 3;
 
 /// The largest object that is received whole before its file is made: then all its file calls are
 /// made in one go, and one that arrives wrong leaves nothing behind.
-const SMALL: u64 = 128 << 10;
+const SMALL: usize = 128 << 10;
 
 /// What the transfers of one lane need.
 #[derive(Debug, Clone)]
@@ -86,15 +86,33 @@ enum Attempt {
 }
 
 /// Where a body goes.
-enum Body<'a> {
-    Frames(&'a mut Vec<Bytes>),
+enum Body {
+    Held(Held),
     Written(Writer),
 }
 
-/// A body that has arrived.
-enum Received {
-    Frames(Vec<Bytes>),
-    Staged(Arc<Staged>),
+/// A small body in memory. One that comes in one frame stays in it; of more frames each would hold
+/// the whole buffer that it came in.
+#[derive(Default)]
+struct Held {
+    size: usize,
+    only: Bytes,
+    several: Vec<u8>,
+}
+
+impl Held {
+    fn push(&mut self, frame: Bytes) {
+        if frame.len() == self.size {
+            self.only = frame;
+            return;
+        }
+        self.several.reserve_exact(self.size - self.several.len());
+        self.several.extend_from_slice(&frame);
+    }
+
+    fn bytes(&self) -> &[u8] {
+        if self.several.is_empty() { &self.only } else { &self.several }
+    }
 }
 
 impl Transfers {
@@ -174,8 +192,7 @@ impl Transfers {
         let (direct, wanted) = (self.options.direct, self.part_digests());
         let part_size = self.options.part_size_for(entry.size);
         let open = move || {
-            let opening =
-                Opening { volume: &volume, calls: &calls, part_size, direct, wanted };
+            let opening = Opening { volume: &volume, calls: &calls, part_size, direct, wanted };
             let size = entry.size;
             Large::open(opening, entry, replaces, size, etag)
         };
@@ -261,32 +278,29 @@ impl Transfers {
         }
         let name = format!("w{}", self.names.fetch_add(1, Relaxed));
         let wanted = Wanted::for_check(self.demands.expected(&stated), self.demands.sha256);
-        let (body, digests) = if size <= SMALL {
-            let mut frames = Vec::new();
-            let digests = self.receive(answer, wanted, &mut Body::Frames(&mut frames)).await?;
-            (Received::Frames(frames), digests)
-        } else {
-            let staged = self.stage(&name, &entry, size).await?;
-            let digests =
-                self.receive(answer, wanted, &mut Body::Written(staged.writer(0))).await?;
-            (Received::Staged(staged), digests)
+        let mut body = match usize::try_from(size) {
+            Ok(size) if size <= SMALL => Body::Held(Held { size, ..Held::default() }),
+            _ => Body::Written(self.stage(&name, &entry, size).await?.writer(0)),
         };
+        let digests = self.receive(answer, wanted, &mut body).await?;
         match self.demands.judge(&stated, entry.sha256, &digests) {
             Judged::Sound(checked) => {
                 let (volume, calls) = (Arc::clone(&self.volume), Arc::clone(&self.calls));
                 let path = entry.file()?.clone();
                 let finish = move || {
                     let staged = match body {
-                        Received::Staged(staged) => sole(staged)?,
-                        Received::Frames(frames) => {
+                        Body::Written(writer) => sole(writer.into_staged())?,
+                        Body::Held(held) => {
                             let staged = Staged::open(
-                                &volume, &calls, &name, &path, size, true, Direct::Off,
+                                &volume,
+                                &calls,
+                                &name,
+                                &path,
+                                size,
+                                true,
+                                Direct::Off,
                             )?;
-                            let mut offset = 0;
-                            for frame in frames {
-                                staged.write(&frame, offset)?;
-                                offset += frame.len() as u64;
-                            }
+                            staged.write(held.bytes(), 0)?;
                             staged
                         }
                     };
@@ -297,7 +311,7 @@ impl Transfers {
             Judged::Unverifiable => Err(Failure::Unverifiable(entry.key.clone())),
             Judged::Wrong(mismatch) => {
                 self.counters.done_bytes.fetch_sub(digests.length, Relaxed);
-                if let Received::Staged(_) = body {
+                if let Body::Written(_) = body {
                     let volume = Arc::clone(&self.volume);
                     self.calls.run(move || Ok(volume.discard_staged(&name)?)).await?;
                 }
@@ -310,8 +324,7 @@ impl Transfers {
     async fn stage(&self, name: &str, entry: &Entry, size: u64) -> Result<Arc<Staged>, Failure> {
         let (volume, calls) = (Arc::clone(&self.volume), Arc::clone(&self.calls));
         let (name, path) = (name.to_owned(), entry.file()?.clone());
-        let open =
-            move || Staged::open(&volume, &calls, &name, &path, size, true, Direct::Off);
+        let open = move || Staged::open(&volume, &calls, &name, &path, size, true, Direct::Off);
         Ok(Arc::new(self.calls.run(open).await?))
     }
 
@@ -341,7 +354,7 @@ impl Transfers {
         &self,
         answer: GetResult,
         wanted: Wanted,
-        into: &mut Body<'_>,
+        into: &mut Body,
     ) -> Result<Digests, Failure> {
         let expected = answer.range.end - answer.range.start;
         let mut digester = Digester::new(wanted);
@@ -352,7 +365,7 @@ impl Transfers {
             self.counters.fetched_bytes.fetch_add(frame.len() as u64, Relaxed);
             self.counters.done_bytes.fetch_add(frame.len() as u64, Relaxed);
             match into {
-                Body::Frames(frames) => frames.push(frame),
+                Body::Held(held) => held.push(frame),
                 Body::Written(writer) => writer.write(frame).await?,
             }
         }

@@ -261,6 +261,11 @@ impl Writer {
         }
     }
 
+    /// The file that it wrote to.
+    pub(crate) fn into_staged(self) -> Arc<Staged> {
+        self.staged
+    }
+
     /// Writes what is left in the buffer.
     pub(crate) async fn finish(&mut self) -> Result<(), Failure> {
         if let Some(mut buffer) = self.buffer.take()

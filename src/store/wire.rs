@@ -1,0 +1,393 @@
+//! HTTP/1.1 on one connection (RFC 9112): a request goes out, its answer comes in.
+//!
+//! What a general client cannot give: the bytes of a body are received into a few buffers that the
+//! thread uses again and again, so that they are still in the core's cache when they are checked and
+//! written, and a connection that waits holds none.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+};
+use hyper::rt::{Read, ReadBuf, Write};
+
+/// The most headers of an answer; OSS sends some 15 besides user metadata.
+const MAX_HEADERS: usize = 100;
+/// The longest head of an answer: user metadata may have 8 KiB, and a proxy adds its own.
+const MAX_HEAD: usize = 64 << 10;
+/// Bytes received at once. Two of these, and what the kernel copies them from, stay in a core's second
+/// cache; a bare client was as fast with 128 KiB as with 1 MiB.
+pub(super) const FRAME: usize = 128 << 10;
+/// Buffers that a thread keeps: what is held longer than a moment is few frames of small objects.
+const SPARE: usize = 16;
+
+thread_local! {
+    /// Buffers to receive into, the one used last on top.
+    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A buffer that goes back to whichever thread lets go of it.
+struct Lent(Vec<u8>);
+
+impl Lent {
+    fn new() -> Self {
+        let spare = BUFFERS.with_borrow_mut(Vec::pop);
+        Self(spare.unwrap_or_else(|| vec![0; FRAME]))
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.0);
+        // a thread that ends has none to keep
+        let _ = BUFFERS.try_with(|buffers| {
+            let mut buffers = buffers.borrow_mut();
+            if buffers.len() < SPARE {
+                buffers.push(buffer);
+            }
+        });
+    }
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// How a body ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    /// After so many more bytes.
+    Length(u64),
+    /// As its chunks say: so many more bytes of this one.
+    Chunk(u64),
+    /// Behind a chunk, whose line end is still to come.
+    ChunkEnd,
+    /// Before the next chunk's size.
+    ChunkSize,
+    /// Behind the last chunk, in the trailers.
+    Trailers,
+    /// With the connection.
+    Close,
+    Done,
+}
+
+/// One connection.
+pub(super) struct Wire<T> {
+    io: T,
+    /// Received and not yet used.
+    rest: Bytes,
+    framing: Framing,
+    /// Whether it takes another request after this one.
+    lasts: bool,
+    /// Whether anything was received since the last request.
+    answered: bool,
+}
+
+fn malformed(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+impl<T: Read + Write + Unpin> Wire<T> {
+    pub(super) fn new(io: T) -> Self {
+        Self { io, rest: Bytes::new(), framing: Framing::Done, lasts: true, answered: false }
+    }
+
+    /// Whether the last answer is read to its end, and another request may follow it.
+    pub(super) fn is_free(&self) -> bool {
+        self.framing == Framing::Done && self.lasts && self.rest.is_empty()
+    }
+
+    /// Whether the last answer is read to its end.
+    pub(super) fn is_done(&self) -> bool {
+        self.framing == Framing::Done
+    }
+
+    /// Whether anything came since the last request was sent.
+    pub(super) fn answered(&self) -> bool {
+        self.answered
+    }
+
+    /// Sends a request for `target`, and receives the head of its answer.
+    pub(super) async fn exchange(
+        &mut self,
+        request: &Request<Bytes>,
+        target: &str,
+    ) -> io::Result<Response<()>> {
+        self.answered = false;
+        self.lasts = false;
+        self.send(encode(request, target)).await?;
+        let is_head = request.method() == Method::HEAD;
+        loop {
+            let answer = poll_fn(|cx| self.poll_head(cx, is_head)).await?;
+            // an interim answer is followed by the one that counts
+            if !answer.status().is_informational() {
+                return Ok(answer);
+            }
+        }
+    }
+
+    async fn send(&mut self, mut bytes: Bytes) -> io::Result<()> {
+        poll_fn(|cx| {
+            while bytes.has_remaining() {
+                let sent = ready!(Pin::new(&mut self.io).poll_write(cx, &bytes))?;
+                if sent == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                bytes.advance(sent);
+            }
+            Pin::new(&mut self.io).poll_flush(cx)
+        })
+        .await
+    }
+
+    /// Receives what is there, at most `limit` bytes; nothing at the end.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, limit: u64) -> Poll<io::Result<Bytes>> {
+        // taken for this moment only: who waits holds no buffer
+        let mut lent = Lent::new();
+        let length = usize::try_from(limit).unwrap_or(FRAME).min(FRAME);
+        let mut buffer = ReadBuf::new(&mut lent.0[..length]);
+        ready!(Pin::new(&mut self.io).poll_read(cx, buffer.unfilled()))?;
+        let received = buffer.filled().len();
+        self.answered |= received > 0;
+        let mut bytes = Bytes::from_owner(lent);
+        bytes.truncate(received);
+        Poll::Ready(Ok(bytes))
+    }
+
+    /// Receives more behind what is not yet used.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let more = ready!(self.poll_receive(cx, u64::MAX))?;
+        if more.is_empty() {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        self.rest = match self.rest.is_empty() {
+            true => more,
+            false => [&self.rest[..], &more].concat().into(),
+        };
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>, is_head: bool) -> Poll<io::Result<Response<()>>> {
+        loop {
+            if !self.rest.is_empty()
+                && let Some((answer, length)) = parse(&self.rest)?
+            {
+                self.rest.advance(length);
+                if !answer.status().is_informational() {
+                    self.framing = framing(&answer, is_head)?;
+                    self.lasts = self.framing != Framing::Close && lasts(&answer);
+                }
+                return Poll::Ready(Ok(answer));
+            }
+            if self.rest.len() >= MAX_HEAD {
+                return Poll::Ready(Err(malformed("the head of the answer is longer than any")));
+            }
+            ready!(self.poll_more(cx))?;
+        }
+    }
+
+    /// The next bytes of the body; `None` at its end.
+    pub(super) async fn frame(&mut self) -> Option<io::Result<Bytes>> {
+        poll_fn(|cx| self.poll_frame(cx)).await.transpose()
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        loop {
+            match self.framing {
+                Framing::Done | Framing::Length(0) => {
+                    self.framing = Framing::Done;
+                    return Poll::Ready(Ok(None));
+                }
+                Framing::Length(left) | Framing::Chunk(left) => {
+                    let frame = ready!(self.poll_bytes(cx, left))?;
+                    if frame.is_empty() {
+                        return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                    }
+                    let left = left - frame.len() as u64;
+                    self.framing = match self.framing {
+                        Framing::Chunk(_) if left == 0 => Framing::ChunkEnd,
+                        Framing::Chunk(_) => Framing::Chunk(left),
+                        _ if left == 0 => Framing::Done,
+                        _ => Framing::Length(left),
+                    };
+                    return Poll::Ready(Ok(Some(frame)));
+                }
+                Framing::Close => {
+                    let frame = ready!(self.poll_bytes(cx, u64::MAX))?;
+                    if frame.is_empty() {
+                        self.framing = Framing::Done;
+                        continue;
+                    }
+                    return Poll::Ready(Ok(Some(frame)));
+                }
+                Framing::ChunkEnd => match ready!(self.poll_line(cx))?.is_empty() {
+                    true => self.framing = Framing::ChunkSize,
+                    false => return Poll::Ready(Err(malformed("a chunk is longer than it says"))),
+                },
+                Framing::ChunkSize => {
+                    let line = ready!(self.poll_line(cx))?;
+                    self.framing = match chunk_size(&line) {
+                        Some(0) => Framing::Trailers,
+                        Some(size) => Framing::Chunk(size),
+                        None => return Poll::Ready(Err(malformed("a chunk has no size"))),
+                    };
+                }
+                Framing::Trailers => {
+                    if ready!(self.poll_line(cx))?.is_empty() {
+                        self.framing = Framing::Done;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is there of a body, at most `left` bytes; nothing where the connection ends.
+    fn poll_bytes(&mut self, cx: &mut Context<'_>, left: u64) -> Poll<io::Result<Bytes>> {
+        if self.rest.is_empty() {
+            return self.poll_receive(cx, left);
+        }
+        let length = usize::try_from(left).unwrap_or(usize::MAX).min(self.rest.len());
+        Poll::Ready(Ok(self.rest.split_to(length)))
+    }
+
+    /// A line, without its end.
+    fn poll_line(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+                let mut line = self.rest.split_to(end + 1);
+                line.truncate(end);
+                if line.last() == Some(&b'\r') {
+                    line.truncate(end - 1);
+                }
+                return Poll::Ready(Ok(line));
+            }
+            if self.rest.len() >= MAX_HEAD {
+                return Poll::Ready(Err(malformed("a line between chunks is longer than any")));
+            }
+            ready!(self.poll_more(cx))?;
+        }
+    }
+}
+
+/// A request as it is sent. Its header values hold no line ends: their type sees to that.
+fn encode(request: &Request<Bytes>, target: &str) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(1024 + request.body().len());
+    let mut put = |part: &[u8]| bytes.extend_from_slice(part);
+    put(request.method().as_str().as_bytes());
+    put(b" ");
+    put(target.as_bytes());
+    put(b" HTTP/1.1\r\n");
+    for (name, value) in request.headers() {
+        put(name.as_str().as_bytes());
+        put(b": ");
+        put(value.as_bytes());
+        put(b"\r\n");
+    }
+    // a server waits for a body, or for its length, where one may come
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        put(b"content-length: ");
+        put(request.body().len().to_string().as_bytes());
+        put(b"\r\n");
+    }
+    put(b"\r\n");
+    put(request.body());
+    bytes.freeze()
+}
+
+/// What a server itself is asked for: path and query, without the host.
+pub(super) fn origin(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("/", |target| target.as_str())
+}
+
+/// The head at the start of `bytes` and its length, once it is whole.
+fn parse(bytes: &Bytes) -> io::Result<Option<(Response<()>, usize)>> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut head = httparse::Response::new(&mut fields);
+    let length = match head.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+    };
+    let status = head.code.and_then(|code| StatusCode::from_u16(code).ok());
+    let mut headers = HeaderMap::with_capacity(head.headers.len());
+    for field in head.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes());
+        // a copy: a header that is kept must not keep the whole buffer
+        let value = HeaderValue::from_bytes(field.value);
+        let (Ok(name), Ok(value)) = (name, value) else {
+            return Err(malformed("the answer has a header that is none"));
+        };
+        headers.append(name, value);
+    }
+    let mut answer = Response::new(());
+    *answer.status_mut() = status.ok_or_else(|| malformed("the answer's status is none"))?;
+    *answer.headers_mut() = headers;
+    *answer.version_mut() = match head.version {
+        Some(0) => Version::HTTP_10,
+        _ => Version::HTTP_11,
+    };
+    Ok(Some((answer, length)))
+}
+
+/// How the body of an answer ends (RFC 9112, section 6.3).
+fn framing(answer: &Response<()>, is_head: bool) -> io::Result<Framing> {
+    let status = answer.status();
+    if is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED {
+        return Ok(Framing::Done);
+    }
+    if answer.headers().contains_key(TRANSFER_ENCODING) {
+        let mut codings = tokens(answer.headers(), TRANSFER_ENCODING);
+        return match (codings.next(), codings.next()) {
+            (Some(coding), None) if coding.eq_ignore_ascii_case("chunked") => {
+                Ok(Framing::ChunkSize)
+            }
+            _ => Err(malformed("the answer is in a transfer coding that nobody asked for")),
+        };
+    }
+    let mut lengths = tokens(answer.headers(), CONTENT_LENGTH);
+    let Some(length) = lengths.next() else { return Ok(Framing::Close) };
+    // digits alone: a sign would parse, too
+    let is_number = length.bytes().all(|byte| byte.is_ascii_digit());
+    match length.parse() {
+        Ok(0) if is_number && lengths.all(|other| other == length) => Ok(Framing::Done),
+        Ok(bytes) if is_number && lengths.all(|other| other == length) => {
+            Ok(Framing::Length(bytes))
+        }
+        _ => Err(malformed("the answer's Content-Length is no number")),
+    }
+}
+
+/// Whether the connection takes another request behind this answer.
+fn lasts(answer: &Response<()>) -> bool {
+    let says = |word: &str| {
+        tokens(answer.headers(), CONNECTION).any(|token| token.eq_ignore_ascii_case(word))
+    };
+    match answer.version() {
+        Version::HTTP_10 => says("keep-alive"),
+        _ => !says("close"),
+    }
+}
+
+/// The elements of a list header; what is no text is one that equals nothing.
+fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(name)
+        .into_iter()
+        .flat_map(|value| value.to_str().unwrap_or("\u{fffd}").split(',').map(str::trim))
+}
+
+/// The size that a chunk begins with; what follows a `;` is for nobody.
+fn chunk_size(line: &[u8]) -> Option<u64> {
+    let line = std::str::from_utf8(line).ok()?;
+    let digits = line.split(';').next().unwrap_or_default().trim();
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    u64::from_str_radix(digits, 16).ok().filter(|_| is_number)
+}

@@ -357,8 +357,8 @@ async fn fill(
     .await?;
 
     let _display = Display::start(options.progress, Arc::clone(&counters));
-    let pace = Pace::new(options.concurrency);
-    let _steering = Aside::spawn(Arc::clone(&pace).steer(Arc::clone(&counters), source.meter()));
+    let pace = Pace::new(options.concurrency, source.meter());
+    let _steering = Aside::spawn(Arc::clone(&pace).steer(Arc::clone(&counters)));
     let _sampling = Aside::spawn(Arc::clone(watch).sample(Arc::clone(&pace)));
 
     let sort_first = sort_first.then(|| (volume.own().spill(), Some(capacity)));

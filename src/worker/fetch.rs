@@ -78,6 +78,7 @@ async fn slot(
             break;
         };
         loop {
+            pace.turn().await;
             match transfers.perform(unit).await? {
                 Step::Nothing => {}
                 Step::Committed(more) => committed = committed.and(more),

@@ -1,12 +1,13 @@
-//! How many requests are in flight: a level that finds itself.
+//! How many requests are in flight, and how many are sent in a second: both find themselves.
 //!
-//! The level climbs while climbing pays and falls when the source says so. What pays is measured
-//! over short spans, as bytes and objects together, so that one rule serves many small objects
-//! (bound by latency) and few large ones (bound by bandwidth).
+//! The level (requests in flight) climbs while climbing pays. What pays is measured over short spans,
+//! as bytes and objects together, so that one rule serves many small objects (bound by latency) and few
+//! large ones (bound by bandwidth). The tempo (requests in a second) is free until the source answers
+//! that it wants fewer; then it is what the source was seen to grant, and grows again little by little.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -16,62 +17,86 @@ use crate::store::Meter;
 /// Where the climb begins: enough to see what more brings, little enough for any source.
 const FIRST: u32 = 16;
 /// The highest level. At 20 ms to the first byte, 512 requests of small objects are 25,000 a
-/// second, above what OSS grants an account (10,000); each may hold a frame of 128 KiB.
+/// second, above what OSS grants an account (10,000).
 const HIGHEST: u32 = 512;
-/// The lowest level after being told to slow down.
-const LOWEST: u32 = 4;
-/// The span of one measurement. Several round trips, and several climbs within two seconds.
+/// The longest span of one measurement: long enough to tell 5 % from noise.
 const SPAN: Duration = Duration::from_millis(200);
+/// The shortest, at the start: what is looked for there is a doubling, which noise is not.
+const FIRST_SPAN: Duration = Duration::from_millis(20);
 /// What an object counts in bytes when bytes and objects are added up.
 const OBJECT_BYTES: u64 = 64 << 10;
-/// A climb must bring this much more to be kept, in percent.
+/// A climb must bring this much more to be kept, in percent; at the start, when a doubled level shows
+/// in half of the span that follows.
 const WORTH_PERCENT: u64 = 5;
+const WORTH_PERCENT_FIRST: u64 = 20;
 /// Spans of rest after a climb that brought nothing, before the next try.
 const REST: u32 = 15;
+
+/// The shortest time in which the granted tempo is measured.
+const GRANTED_SPAN: Duration = Duration::from_millis(20);
+/// Of what the source was seen to grant, so much is asked for, in percent: the rest is for what is on
+/// its way when it says no.
+const GRANTED_PERCENT: f64 = 95.0;
+/// By how much the tempo grows in the first second in which the source does not mind. In each further
+/// second it is twice as many percent: a source that was away for a moment is soon asked for all it has.
+const TEMPO_GROWTH: f64 = 0.05;
+/// The most by which it grows at once.
+const TEMPO_LEAP: f64 = 0.5;
+/// The slowest tempo, and the least that one refusal leaves of it.
+const SLOWEST: f64 = 16.0;
+const LEFT: f64 = 0.5;
+/// Waiting for less than this is not worth a timer, whose grain it is.
+const GRAIN: Duration = Duration::from_millis(1);
 
 /// What was seen in one span.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Seen {
     /// Bytes and objects done, an object counted as [`OBJECT_BYTES`].
     pub(crate) work: u64,
-    /// Whether every permitted request was in flight.
+    /// Whether every permitted request was in flight, and none waited for its turn.
     pub(crate) full: bool,
-    /// Answers that asked for fewer requests.
-    pub(crate) throttled: u64,
+    /// How long the span was.
+    pub(crate) span: Duration,
 }
 
 /// The rule by which the level moves. Pure.
 #[derive(Debug)]
 pub(crate) struct Climb {
     level: u32,
-    /// Level and work per span before the last climb, while it is judged.
-    before: Option<(u32, u64)>,
+    /// Level and work in a second before the last climb, while it is judged.
+    before: Option<(u32, f64)>,
     rest: u32,
+    /// Whether no climb has failed yet.
+    starting: bool,
 }
 
 impl Climb {
     pub(crate) fn new() -> Self {
-        Self { level: FIRST, before: None, rest: 0 }
+        Self { level: FIRST, before: None, rest: 0, starting: true }
+    }
+
+    /// How long to look next, where an answer takes `first_byte` to begin.
+    pub(crate) fn span(&self, first_byte: Duration) -> Duration {
+        match self.starting {
+            true => (first_byte * 2).clamp(FIRST_SPAN, SPAN),
+            false => SPAN,
+        }
     }
 
     /// The level for the next span.
     pub(crate) fn next(&mut self, seen: Seen) -> u32 {
-        let Seen { work, full, throttled } = seen;
-        if throttled > 0 {
-            self.level = (self.level * 7 / 10).max(LOWEST);
-            self.before = None;
-            self.rest = REST;
-            return self.level;
-        }
-        if !full {
+        if !seen.full {
             // what was not asked for says nothing about what more would bring
             self.before = None;
             return self.level;
         }
+        let work = seen.work as f64 / seen.span.as_secs_f64().max(1e-3);
+        let percent = if self.starting { WORTH_PERCENT_FIRST } else { WORTH_PERCENT };
         match self.before.take() {
-            Some((level, base)) if work < base + base * WORTH_PERCENT / 100 => {
+            Some((level, base)) if work < base * (100 + percent) as f64 / 100.0 => {
                 self.level = level;
                 self.rest = REST;
+                self.starting = false;
             }
             _ if self.rest > 0 => self.rest -= 1,
             _ if self.level < HIGHEST => {
@@ -81,6 +106,63 @@ impl Climb {
             _ => {}
         }
         self.level
+    }
+}
+
+/// The rule by which the tempo moves, and whose turn it is. Pure: the caller brings the clock.
+#[derive(Debug)]
+struct Tempo {
+    /// Requests in a second; `None` while the source has not minded.
+    rate: Option<f64>,
+    /// Since when, and from which counts on, what the source grants is measured.
+    since: Duration,
+    answered: u64,
+    throttled: u64,
+    /// When the source last minded.
+    minded: Duration,
+    /// When the next request has its turn.
+    next: Duration,
+}
+
+impl Tempo {
+    fn new() -> Self {
+        Self {
+            rate: None,
+            since: Duration::ZERO,
+            answered: 0,
+            throttled: 0,
+            minded: Duration::ZERO,
+            next: Duration::ZERO,
+        }
+    }
+
+    /// Learns from how many answers there were by `now`, and how many that asked for fewer.
+    fn learn(&mut self, now: Duration, answered: u64, throttled: u64) {
+        let span = now.saturating_sub(self.since);
+        if throttled == self.throttled && span < SPAN || span < GRANTED_SPAN {
+            return;
+        }
+        let seconds = span.as_secs_f64();
+        if throttled > self.throttled {
+            let granted = (answered - self.answered) as f64 / seconds;
+            let lower = granted * GRANTED_PERCENT / 100.0;
+            // while it is held already, a burst that was granted says nothing new
+            let lower = self.rate.map_or(lower, |rate| lower.clamp(rate * LEFT, rate));
+            self.rate = Some(lower.max(SLOWEST));
+            self.minded = now;
+        } else if let Some(rate) = &mut self.rate {
+            let calm = (now - self.minded).as_secs_f64();
+            *rate *= 1.0 + (TEMPO_GROWTH * seconds * (calm - 1.0).max(0.0).exp2()).min(TEMPO_LEAP);
+        }
+        (self.since, self.answered, self.throttled) = (now, answered, throttled);
+    }
+
+    /// When the request that asks at `now` has its turn.
+    fn turn(&mut self, now: Duration) -> Duration {
+        let Some(rate) = self.rate else { return now };
+        let turn = self.next.max(now);
+        self.next = turn + Duration::from_secs_f64(1.0 / rate);
+        turn
     }
 }
 
@@ -94,6 +176,11 @@ pub(crate) struct Pace {
     waiting: AtomicU32,
     raised: Notify,
     fixed: bool,
+    meter: Arc<Meter>,
+    started: Instant,
+    tempo: Mutex<Tempo>,
+    /// Requests that waited for their turn.
+    held: AtomicU64,
 }
 
 /// A slot that waits, while this lives.
@@ -108,14 +195,36 @@ impl Drop for Waiting<'_> {
 
 impl Pace {
     /// A fixed level, or one that finds itself.
-    pub(crate) fn new(fixed: Option<u32>) -> Arc<Self> {
+    pub(crate) fn new(fixed: Option<u32>, meter: Arc<Meter>) -> Arc<Self> {
         Arc::new(Self {
             level: AtomicU32::new(fixed.unwrap_or(FIRST)),
             slots: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             raised: Notify::new(),
             fixed: fixed.is_some(),
+            meter,
+            started: Instant::now(),
+            tempo: Mutex::new(Tempo::new()),
+            held: AtomicU64::new(0),
         })
+    }
+
+    /// Waits until a request has its turn.
+    pub(crate) async fn turn(&self) {
+        let throttled = self.meter.throttled.load(Relaxed);
+        if throttled == 0 {
+            return;
+        }
+        let (now, turn) = {
+            let mut tempo = self.tempo.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = self.started.elapsed();
+            tempo.learn(now, self.meter.first_byte_count.load(Relaxed), throttled);
+            (now, tempo.turn(now))
+        };
+        if turn > now + GRAIN {
+            self.held.fetch_add(1, Relaxed);
+            tokio::time::sleep(turn - now).await;
+        }
     }
 
     /// The level now.
@@ -162,32 +271,34 @@ impl Pace {
         self.waiting.load(Relaxed) == 0 && self.slots.load(Relaxed) >= self.level()
     }
 
-    /// Steers until dropped, by what `counters` and `meter` show.
-    pub(crate) async fn steer(self: Arc<Self>, counters: Arc<Counters>, meter: Arc<Meter>) {
+    /// Steers until dropped, by what `counters` and the meter show.
+    pub(crate) async fn steer(self: Arc<Self>, counters: Arc<Counters>) {
         if self.fixed {
             return;
         }
         let mut climb = Climb::new();
-        let work = |counters: &Counters| {
-            counters.fetched_bytes.load(Relaxed)
-                + counters.fetched_objects.load(Relaxed) * OBJECT_BYTES
+        let look = || {
+            let bytes = counters.fetched_bytes.load(Relaxed);
+            let objects = counters.fetched_objects.load(Relaxed);
+            let answers = self.meter.first_byte_count.load(Relaxed);
+            let waited = self.meter.first_byte_us.load(Relaxed);
+            (bytes + objects * OBJECT_BYTES, answers, waited, self.held.load(Relaxed))
         };
-        let (mut last_work, mut last_throttled) = (work(&counters), meter.throttled.load(Relaxed));
-        let mut every = tokio::time::interval(SPAN);
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        every.tick().await;
+        let mut last = look();
+        let mut first_byte = Duration::ZERO;
         loop {
-            every.tick().await;
-            let (work, throttled) = (work(&counters), meter.throttled.load(Relaxed));
-            let seen = Seen {
-                work: work - last_work,
-                full: self.is_full(),
-                throttled: throttled - last_throttled,
-            };
-            (last_work, last_throttled) = (work, throttled);
+            let begun = Instant::now();
+            tokio::time::sleep(climb.span(first_byte)).await;
+            let now = look();
+            if let Some(mean) = (now.2 - last.2).checked_div(now.1 - last.1) {
+                first_byte = Duration::from_micros(mean);
+            }
+            let full = self.is_full() && now.3 == last.3;
+            let seen = Seen { work: now.0 - last.0, full, span: begun.elapsed() };
+            last = now;
             let level = climb.next(seen);
             if level != self.level() {
-                tracing::trace!(level, work = seen.work, "concurrency");
+                tracing::trace!(level, work = seen.work, ?first_byte, "concurrency");
                 self.set(level);
             }
         }
@@ -198,20 +309,24 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// A source that serves `per_request` a span for each request, up to `ceiling` in all.
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A source that serves `per_request` a second for each request, up to `ceiling` in all.
     fn settle(per_request: u64, ceiling: u64, spans: u32) -> u32 {
         let mut climb = Climb::new();
         let mut level = FIRST;
         for _ in 0..spans {
             let work = (u64::from(level) * per_request).min(ceiling);
-            level = climb.next(Seen { work, full: true, throttled: 0 });
+            level = climb.next(Seen { work, full: true, span: SECOND });
         }
         level
     }
 
     #[test]
-    fn it_climbs_to_the_top_within_two_seconds_while_climbing_pays() {
-        assert_eq!(settle(1000, u64::MAX, 10), HIGHEST);
+    fn it_climbs_to_the_top_within_half_a_second_while_climbing_pays() {
+        assert_eq!(settle(1000, u64::MAX, 6), HIGHEST);
+        let spans = 6 * Climb::new().span(Duration::from_millis(20));
+        assert!(spans < Duration::from_millis(500), "{spans:?}");
     }
 
     #[test]
@@ -221,23 +336,69 @@ mod tests {
     }
 
     #[test]
-    fn it_falls_when_told_to_and_rests() {
-        let mut climb = Climb::new();
-        let told = Seen { work: 1000, full: true, throttled: 3 };
-        assert_eq!(climb.next(told), FIRST * 7 / 10);
-        for _ in 0..20 {
-            climb.next(told);
-        }
-        assert_eq!(climb.level, LOWEST);
-        let calm = Seen { throttled: 0, ..told };
-        assert_eq!(climb.next(calm), LOWEST);
-    }
-
-    #[test]
     fn an_idle_level_does_not_move() {
         let mut climb = Climb::new();
         for work in [0, 10, 1_000_000] {
-            assert_eq!(climb.next(Seen { work, full: false, throttled: 0 }), FIRST);
+            assert_eq!(climb.next(Seen { work, full: false, span: SECOND }), FIRST);
         }
+    }
+
+    /// A source that grants `limit` requests a second, asked by as many as get their turn, each of
+    /// which takes a millisecond: what was granted and what was refused in `seconds`.
+    fn ask(tempo: &mut Tempo, limit: u64, seconds: u64) -> (u64, u64) {
+        let (mut granted, mut refused) = (0, 0);
+        let (from, mut second) = (tempo.since, 0);
+        for ms in 0..seconds * 1000 {
+            let now = from + Duration::from_millis(ms + 1);
+            second = if ms % 1000 == 0 { 0 } else { second };
+            // 16 requests in flight
+            for _ in 0..16 {
+                tempo.learn(now, granted, refused);
+                if tempo.next > now + GRAIN {
+                    break;
+                }
+                tempo.turn(now);
+                // a leaky bucket: what is asked evenly is granted evenly
+                if second * 1000 < limit * (ms % 1000 + 1) {
+                    second += 1;
+                    granted += 1;
+                } else {
+                    refused += 1;
+                }
+            }
+        }
+        (granted, refused)
+    }
+
+    #[test]
+    fn it_asks_for_what_is_granted() {
+        let mut tempo = Tempo::new();
+        let (granted, refused) = ask(&mut tempo, 2000, 20);
+        assert!(granted > 36_000, "{granted} of 40,000");
+        assert!(refused < 2_000, "{refused} refused");
+    }
+
+    #[test]
+    fn a_source_that_was_away_is_soon_asked_for_all_it_has() {
+        let mut tempo = Tempo::new();
+        for ms in 0..2000 {
+            tempo.learn(Duration::from_millis(ms), 0, ms);
+        }
+        let mut seconds = 0;
+        while tempo.rate.is_some_and(|rate| rate < 2000.0) {
+            seconds += 1;
+            for fifth in 0..5 {
+                tempo.learn(Duration::from_millis(2000 + seconds * 1000 + fifth * 200), 0, 1999);
+            }
+        }
+        assert!(seconds <= 10, "{seconds}");
+    }
+
+    #[test]
+    fn nobody_waits_at_a_source_that_does_not_mind() {
+        let mut tempo = Tempo::new();
+        tempo.learn(SECOND, 100_000, 0);
+        assert_eq!(tempo.turn(SECOND), SECOND);
+        assert_eq!(tempo.turn(SECOND), SECOND);
     }
 }

@@ -377,6 +377,8 @@ pub struct Figures {
     pub seconds_fetching: f64,
     /// Seconds of waiting for the cap, summed over all connections.
     pub seconds_capped: f64,
+    /// Seconds of file calls (making, writing, naming, recording), summed over all of them.
+    pub seconds_writing: f64,
     /// Seconds of the final sync.
     pub seconds_syncing: f64,
     /// Objects listed under the prefix.

@@ -391,3 +391,177 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     u64::from_str_radix(digits, 16).ok().filter(|_| is_number)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use futures::FutureExt;
+    use hyper::rt::ReadBufCursor;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A server that sends `pieces`, each when it is asked for more, whatever it is sent.
+    struct Script {
+        pieces: std::collections::VecDeque<Vec<u8>>,
+        sent: Vec<u8>,
+    }
+
+    impl Read for Script {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            mut buffer: ReadBufCursor<'_>,
+        ) -> Poll<io::Result<()>> {
+            if let Some(mut piece) = self.pieces.pop_front() {
+                let length = piece.len().min(buffer.remaining());
+                buffer.put_slice(&piece[..length]);
+                if length < piece.len() {
+                    self.pieces.push_front(piece.split_off(length));
+                }
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl Write for Script {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            // as slow as a connection can be
+            self.sent.extend_from_slice(&bytes[..1]);
+            Poll::Ready(Ok(1))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// What an answer in `pieces` says: its status and body, and whether another request may follow.
+    fn read(method: Method, pieces: &[&[u8]]) -> io::Result<(StatusCode, Vec<u8>, bool)> {
+        let pieces = pieces.iter().map(|piece| piece.to_vec()).collect();
+        let mut wire = Wire::new(Script { pieces, sent: Vec::new() });
+        let request = Request::builder().method(method).body(Bytes::new()).unwrap();
+        let reading = async {
+            let answer = wire.exchange(&request, "/").await?;
+            let mut body = Vec::new();
+            while let Some(frame) = wire.frame().await {
+                body.extend_from_slice(&frame?);
+            }
+            Ok((answer.status(), body, wire.is_free()))
+        };
+        reading.now_or_never().expect("nothing here waits")
+    }
+
+    fn get(text: &str) -> io::Result<(StatusCode, Vec<u8>, bool)> {
+        read(Method::GET, &[text.as_bytes()])
+    }
+
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n\
+        3\r\nabc\r\n00A;name=value\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n";
+
+    #[test]
+    fn a_body_ends_where_its_answer_says() {
+        let (status, body, free) = get("HTTP/1.1 206 x\r\nContent-Length: 3\r\n\r\nabc").unwrap();
+        assert_eq!((status.as_u16(), &body[..], free), (206, &b"abc"[..], true));
+        let (_, body, free) = get(CHUNKED).unwrap();
+        assert_eq!((&body[..], free), (&b"abc0123456789"[..], true));
+        let (_, body, free) = get("HTTP/1.1 200 OK\r\n\r\nto the end").unwrap();
+        assert_eq!((&body[..], free), (&b"to the end"[..], false));
+        for empty in ["HTTP/1.1 204 x\r\n\r\n", "HTTP/1.1 200 x\r\ncontent-length: 0\r\n\r\n"] {
+            let (_, body, free) = get(empty).unwrap();
+            assert!(body.is_empty() && free, "{empty}");
+        }
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n";
+        let (_, body, free) = read(Method::HEAD, &[head]).unwrap();
+        assert!(body.is_empty() && free);
+    }
+
+    #[test]
+    fn a_connection_is_used_again_only_where_both_sides_mean_it() {
+        let free = |text: &str| get(text).unwrap().2;
+        assert!(!free("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: x, Close\r\n\r\na"));
+        assert!(!free("HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\na"));
+        assert!(free("HTTP/1.0 200 OK\r\nContent-Length: 1\r\nConnection: keep-alive\r\n\r\na"));
+        // what nobody asked for
+        assert!(!free("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nabc"));
+    }
+
+    #[test]
+    fn an_interim_answer_is_not_the_answer() {
+        let text = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        assert_eq!(get(text).unwrap().1, b"ok");
+    }
+
+    #[test]
+    fn what_is_no_answer_is_an_error() {
+        let length = |value: &str| format!("HTTP/1.1 200 OK\r\nContent-Length: {value}\r\n\r\nabc");
+        for text in [
+            String::new(),
+            "HTTP/1.1 200".to_owned(),
+            "SSH-2.0-OpenSSH\r\n\r\n".to_owned(),
+            length("4"),
+            length("+3"),
+            length("-3"),
+            length("3, 4"),
+            length("3\r\nContent-Length: 2"),
+            length("99999999999999999999"),
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".to_owned(),
+            CHUNKED.replace("3\r\n", "4\r\n"),
+            CHUNKED.replace("3\r\n", "\r\n"),
+            CHUNKED.replace("3\r\n", "+3\r\n"),
+            CHUNKED.replace("3\r\n", "11111111111111111\r\n"),
+            CHUNKED[..CHUNKED.len() - 2].to_owned(),
+            format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(MAX_HEAD)),
+            format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: x\r\n".repeat(MAX_HEADERS + 1)),
+        ] {
+            assert!(get(&text).is_err(), "{text:.200}");
+        }
+    }
+
+    #[test]
+    fn a_request_says_what_it_is_to() {
+        let mut wire = Wire::new(Script { pieces: [].into(), sent: Vec::new() });
+        let request = Request::put("http://host/a?b=c").header("host", "host");
+        let request = request.body(Bytes::from("xyz")).unwrap();
+        let target = origin(request.uri());
+        wire.exchange(&request, target).now_or_never().unwrap().unwrap_err();
+        let sent = String::from_utf8(wire.io.sent).unwrap();
+        assert_eq!(sent, "PUT /a?b=c HTTP/1.1\r\nhost: host\r\ncontent-length: 3\r\n\r\nxyz");
+    }
+
+    proptest! {
+        /// Wherever the network cuts it, an answer is the same.
+        #[test]
+        fn pieces_make_no_difference(cuts in prop::collection::vec(0..CHUNKED.len(), 0..20)) {
+            let mut cuts = cuts;
+            cuts.extend([0, CHUNKED.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts
+                .windows(2)
+                .map(|cut| &CHUNKED.as_bytes()[cut[0]..cut[1]])
+                .filter(|piece| !piece.is_empty())
+                .collect();
+            let (_, body, free) = read(Method::GET, &pieces).unwrap();
+            prop_assert_eq!((&body[..], free), (&b"abc0123456789"[..], true));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), flips in
+            prop::collection::vec((0..CHUNKED.len(), any::<u8>()), 0..8)) {
+            let _ = read(Method::GET, &[&bytes]);
+            let mut text = CHUNKED.as_bytes().to_vec();
+            for (at, byte) in flips {
+                text[at] = byte;
+            }
+            let _ = read(Method::GET, &[&text]);
+        }
+    }
+}

@@ -42,6 +42,8 @@ pub(crate) struct Counters {
     pub(crate) kept_parts: AtomicU64,
     pub(crate) removed_objects: AtomicU64,
     pub(crate) refetched: AtomicU64,
+    /// Nanoseconds of file calls, summed.
+    pub(crate) writing_ns: AtomicU64,
 }
 
 /// Adds what a source states, which may add up to more than there can be.

@@ -99,6 +99,7 @@ impl Watch {
             seconds_listing: seconds(seen.listed),
             seconds_fetching: seconds(seen.fetched),
             seconds_capped: seen.cap.as_ref().map_or(0.0, |cap| cap.waited_seconds()),
+            seconds_writing: counters.writing_ns.load(Relaxed) as f64 / 1e9,
             seconds_syncing: seen.syncing.as_secs_f64(),
             objects_listed: counters.listed_objects.load(Relaxed),
             bytes_listed: counters.listed_bytes.load(Relaxed),

@@ -131,7 +131,7 @@ impl Transfers {
             dialect: source.dialect(),
             volume: Arc::clone(volume),
             ledger: Arc::clone(ledger),
-            calls: Arc::default(),
+            calls: Calls::new(counters),
             counters: Arc::clone(counters),
             options: Arc::clone(options),
             demands,

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::at::{drop_cached, errno};
 use super::failure::Failure;
+use super::progress::Counters;
 use super::volume::Volume;
 use crate::handoff::Direct;
 use crate::keys::VolumePath;
@@ -28,23 +29,23 @@ const WINDOW: u64 = 32;
 /// calls that block while the file system turns out to be slow.
 #[derive(Debug)]
 pub(crate) struct Calls {
+    counters: Arc<Counters>,
     count: AtomicU64,
     /// The fastest call of this window, and of the last, in ns.
     fastest_ns: AtomicU64,
     last_ns: AtomicU64,
 }
 
-impl Default for Calls {
-    fn default() -> Self {
-        Self {
+impl Calls {
+    pub(crate) fn new(counters: &Arc<Counters>) -> Arc<Self> {
+        Arc::new(Self {
+            counters: Arc::clone(counters),
             count: AtomicU64::new(0),
             fastest_ns: AtomicU64::new(u64::MAX),
             last_ns: AtomicU64::new(0),
-        }
+        })
     }
-}
 
-impl Calls {
     /// Runs `call`: here, or where it may block.
     pub(crate) async fn run<T: Send + 'static>(
         self: &Arc<Self>,
@@ -61,6 +62,7 @@ impl Calls {
         let start = Instant::now();
         let value = call();
         let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.counters.writing_ns.fetch_add(ns, Relaxed);
         self.fastest_ns.fetch_min(ns, Relaxed);
         if self.count.fetch_add(1, Relaxed) % WINDOW == WINDOW - 1 {
             self.last_ns.store(self.fastest_ns.swap(u64::MAX, Relaxed), Relaxed);
@@ -287,13 +289,17 @@ async fn write_direct(
     offset: u64,
 ) -> Result<Aligned, Failure> {
     let target = Arc::clone(staged);
+    let counters = Arc::clone(&staged.calls.counters);
     let (result, mut buffer) = tokio::task::spawn_blocking(move || {
+        let start = Instant::now();
         let mut result = target.file.write_all_at(buffer.filled(), offset);
         if result.as_ref().is_err_and(|error| errno(error) == Errno::INVAL) {
             // this device wants another alignment: go on through the page cache
             result = leave_direct(&target.file)
                 .and_then(|()| target.file.write_all_at(buffer.filled(), offset));
         }
+        let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        counters.writing_ns.fetch_add(ns, Relaxed);
         buffer.used = buffer.used.min(DIRECT_WRITE);
         (result, buffer)
     })

@@ -7,10 +7,9 @@ run that is measured is given it by sendfile.
 import base64
 import socketserver
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import parse_qs, quote, urlsplit
 
 from .data import Object
@@ -22,54 +21,16 @@ MODIFIED = "2025-01-01T00:00:00.000Z"
 MOST = 1000
 
 
-class Bucket(Protocol):
+class Bucket:
     """Objects by number, in the order of their keys."""
 
-    keys: Sequence[str]
-
-    def entry(self, number: int) -> str:
-        """What a listing says of the object, without its key."""
-
-
-def _entry(etag: str, size: int) -> str:
-    return (
-        f"<LastModified>{MODIFIED}</LastModified><ETag>&quot;{etag}&quot;</ETag>"
-        f"<Type>Normal</Type><Size>{size}</Size><StorageClass>Standard</StorageClass>"
-    )
-
-
-class Stored:
-    """The objects of a data set."""
-
     def __init__(self, objects: list[Object]) -> None:
-        self.keys: Sequence[str] = [o.key for o in objects]
-        self._entries = [_entry(o.etag, o.size) for o in objects]
-
-    def entry(self, number: int) -> str:
-        return self._entries[number]
-
-
-class _Numbered(Sequence[str]):
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, number):  # type: ignore[override]
-        if not 0 <= number < self._count:
-            raise IndexError(number)
-        return f"shard-{number // 1000:06}/object-{number:09}.bin"
-
-
-class Synthetic:
-    """Objects that are only listed."""
-
-    def __init__(self, count: int) -> None:
-        self.keys: Sequence[str] = _Numbered(count)
-
-    def entry(self, number: int) -> str:
-        return _entry(f"{number:032x}", 16384)
+        self.keys = [o.key for o in objects]
+        self.entries = [
+            f"<LastModified>{MODIFIED}</LastModified><ETag>&quot;{o.etag}&quot;</ETag>"
+            f"<Type>Normal</Type><Size>{o.size}</Size><StorageClass>Standard</StorageClass>"
+            for o in objects
+        ]
 
 
 def page(name: str, bucket: Bucket, query: Mapping[str, str]) -> str:
@@ -102,7 +63,7 @@ def page(name: str, bucket: Bucket, query: Mapping[str, str]) -> str:
             number = bisect_left(bucket.keys, last + "\U0010ffff")
         else:
             key = encode(last)
-            contents.append(f"<Contents><Key>{key}</Key>{bucket.entry(number)}</Contents>")
+            contents.append(f"<Contents><Key>{key}</Key>{bucket.entries[number]}</Contents>")
             number += 1
 
     fields = {
@@ -159,6 +120,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     """Serves buckets on a socket of the file system."""
 
     daemon_threads = True
+    # rclone asks for a hundred directories at once
+    request_queue_size = 1024
 
     def __init__(self, socket: Path, buckets: Mapping[str, Bucket]) -> None:
         self.buckets = buckets

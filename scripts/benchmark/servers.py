@@ -3,6 +3,7 @@
 import pwd
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
@@ -23,8 +24,6 @@ PER_CONNECTION = 100_000_000
 
 # Requests a second that the port `limited` admits.
 ADMITTED = 2000
-
-LISTED = 1_000_000
 
 # One worker: with two on this many cores, they take from the client what they add. ETag is the
 # stated one, which nginx's own If-Match does not know of, so that is compared here.
@@ -144,13 +143,12 @@ def _install() -> None:
     if os.geteuid() != 0:
         raise SystemExit(f"as root, please: apt-get install {' '.join(packages)}")
     quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    # a server of its own is all that is wanted, not one that starts with the machine
-    masked = Path("/etc/systemd/system/nginx.service")
-    if not masked.exists() and masked.parent.is_dir():
-        masked.symlink_to("/dev/null")
     subprocess.run(["apt-get", "update", "-qq"], check=True, env=quiet)
     command = ["apt-get", "install", "-qq", "--no-install-recommends", *packages]
     subprocess.run(command, check=True, env=quiet, stdout=subprocess.DEVNULL)
+    if Path("/run/systemd/system").exists():
+        # one that we start is all that is wanted, not one that starts with the machine
+        subprocess.run(["systemctl", "disable", "--now", "--quiet", "nginx"], check=True)
 
 
 def _certificates(directory: Path) -> None:
@@ -171,6 +169,14 @@ def _certificates(directory: Path) -> None:
         subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
 
 
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
 def _ready(nginx: subprocess.Popen[bytes], run: Path) -> None:
     for _ in range(200):
         if (run / "nginx.pid").exists() and (run / "nginx.pid").read_text():
@@ -182,16 +188,16 @@ def _ready(nginx: subprocess.Popen[bytes], run: Path) -> None:
 
 
 @contextmanager
-def serve(directory: Path, names: list[str], port: int) -> Iterator[Endpoints]:
-    """Serves the data sets of these names, and `million`, on four ports from `port` on."""
+def serve(directory: Path, names: list[str], port: int | None) -> Iterator[Endpoints]:
+    """Serves the data sets of these names on four ports from `port` on, or on free ones."""
     _install()
+    plain, delayed, secure, limited = range(port, port + 4) if port else _free_ports(4)
     tls = directory / "tls"
     _certificates(tls)
     root = directory / "data"
     root.mkdir(parents=True, exist_ok=True)
     sets = {name: data.objects(root, name) for name in names}
-    buckets: dict[str, listing.Bucket] = {n: listing.Stored(o) for n, o in sets.items()}
-    buckets["million"] = listing.Synthetic(LISTED)
+    buckets = {name: listing.Bucket(objects) for name, objects in sets.items()}
 
     with tempfile.TemporaryDirectory(prefix="run-", dir=directory) as name:
         run = Path(name)
@@ -206,10 +212,10 @@ def serve(directory: Path, names: list[str], port: int) -> Iterator[Endpoints]:
             user=pwd.getpwuid(os.geteuid()).pw_name,
             run=run,
             tls_dir=tls,
-            plain=port,
-            delayed=port + 1,
-            tls=port + 2,
-            limited=port + 3,
+            plain=plain,
+            delayed=delayed,
+            tls=secure,
+            limited=limited,
             first_byte=FIRST_BYTE,
             per_connection=PER_CONNECTION,
             admitted=ADMITTED,
@@ -222,12 +228,11 @@ def serve(directory: Path, names: list[str], port: int) -> Iterator[Endpoints]:
         nginx = subprocess.Popen(command)
         try:
             _ready(nginx, run)
-            host = "127.0.0.1"
             yield Endpoints(
-                plain=f"http://{host}:{port}",
-                delayed=f"http://{host}:{port + 1}",
-                tls=f"https://{host}:{port + 2}",
-                limited=f"http://{host}:{port + 3}",
+                plain=f"http://127.0.0.1:{plain}",
+                delayed=f"http://127.0.0.1:{delayed}",
+                tls=f"https://127.0.0.1:{secure}",
+                limited=f"http://127.0.0.1:{limited}",
                 ca=tls / "ca.pem",
                 limited_log=run / "limited.log",
             )

@@ -3,7 +3,7 @@
 //! Non-blocking sockets and epoll, a body from `recv` straight into `pwrite`. No signature, no
 //! checksum, no renaming, nothing synced, no retry: a bound, not a client.
 //!
-//! `cargo run --release -p floor -- 127.0.0.1:9200 small DIRECTORY`
+//! `cargo run --release -p bench-tools --bin floor -- 127.0.0.1:9200 small DIRECTORY`
 
 use std::collections::BTreeSet;
 use std::error::Error;

@@ -1,4 +1,4 @@
-"""Answers what clients ask of a bucket: pages of ListObjects V1 and V2, its location, whether it exists.
+"""Answers what clients ask of a bucket: pages of ListObjects V1 and V2, its location.
 
 Runs behind nginx, which keeps each answer: a page is rendered once in the life of the server, and a
 run that is measured is given it by sendfile.

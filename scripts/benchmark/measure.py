@@ -1,9 +1,9 @@
 """Runs tools and takes down what each took.
 
-What distorts: memory that the machine has not had before is slow, so as much as a run will fill is
-touched and freed first; removing 10,000 files gives a disk seconds of work later, so what it owes is
-synced; the first run after a server's start is slow, so it is not counted; other work on the machine
-would be counted, so it is waited for.
+What distorts: memory that the machine has not had of late is slow, so as much as a run will fill is
+touched and freed first; removing 10,000 files gives a disk seconds of work later, so what it owes
+is synced; the first run after a server's start is slow, so it is not counted; other work on the
+machine would be counted, so it is waited for.
 """
 
 import fcntl
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypedDict
 
 from . import data
 from .peers import TARGET, Source, Tool, Toolbox, environment
@@ -32,8 +33,23 @@ PATIENCE = 300
 
 USAGE = TARGET / "release" / "usage"
 
-# What a tool took: the figures of `usage`, of `ossvp --report`, and why it failed if it did.
-Run = dict
+
+class Run(TypedDict, total=False):
+    """What a tool took: the figures of `usage`, of the server, of `ossvp --report`."""
+
+    code: int | None
+    seconds: float
+    seconds_synced: float
+    cpu_client: float
+    cpu_all: float
+    peak_rss_bytes: int
+    # with limited admission: as the server counts them
+    requests: int
+    refused: int
+    # of ours
+    report: dict[str, Any]
+    # why the run does not count
+    failed: str
 
 
 @contextmanager
@@ -179,9 +195,7 @@ class Bench:
             finally:
                 shutil.rmtree(filled)
 
-    def _usage(
-        self, tool: Tool, source: Source, filled: Path, home: Path, flags: list[str]
-    ) -> Run:
+    def _usage(self, tool: Tool, source: Source, filled: Path, home: Path, flags: list[str]) -> Run:
         command = self.toolbox.command(tool, source, filled)
         report = home / "report.json"
         if tool.family == "ossvp":

@@ -81,7 +81,7 @@ class Toolbox:
 
     def version(self, family: str) -> str:
         asked = "version" if family in ("s5cmd", "rclone") else "--version"
-        command = [self.programs[family], asked]
+        command = [str(self.programs[family]), asked]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         return said.split("\n")[0].removeprefix(family).removeprefix(" version").strip()
 
@@ -103,17 +103,20 @@ def environment(source: Source, home: Path) -> dict[str, str]:
     }
 
 
-def build(packages: list[str]) -> None:
-    """Builds binaries of this repository as they are released."""
+def build(package: str) -> None:
+    """Builds a package of this repository as it is released.
+
+    Alone, lest it get the features that another one asks for.
+    """
     path = f"{os.environ['PATH']}:{Path.home() / '.cargo/bin'}"
-    selected = [word for package in packages for word in ("-p", package)]
-    command = ["cargo", "build", "--release", "--locked", "--quiet", "--bins", *selected]
+    command = ["cargo", "build", "--release", "--locked", "--quiet", "--bins", "-p", package]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PATH": path})
 
 
 def install(ossvp: Path | None) -> Toolbox:
     """Builds ours, unless another is given, and gets the peers that can be had."""
-    build(["bench-tools", "oss-server"] + ([] if ossvp else ["ossvp"]))
+    for package in ["bench-tools", "oss-server"] + ([] if ossvp else ["ossvp"]):
+        build(package)
     release = TARGET / "release"
     programs = {
         "ossvp": (ossvp or release / "ossvp").resolve(),
@@ -126,7 +129,7 @@ def install(ossvp: Path | None) -> Toolbox:
         shutil.rmtree(venv, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     for family, (package, pattern) in PACKAGES.items():
-        command = [venv / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command = [str(venv / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
         command += ["--only-binary", ":all:", package]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:

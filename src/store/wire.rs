@@ -21,6 +21,7 @@ use hyper::rt::{Read, ReadBuf, Write};
 const MAX_HEADERS: usize = 100;
 /// The longest head of an answer: user metadata may have 8 KiB, and a proxy adds its own.
 const MAX_HEAD: usize = 64 << 10;
+const TOO_LONG: &str = "the head of the answer is longer than any";
 /// Bytes received at once. Two of these, and what the kernel copies them from, stay in a core's second
 /// cache; a bare client was as fast with 128 KiB as with 1 MiB.
 pub(super) const FRAME: usize = 128 << 10;
@@ -188,7 +189,7 @@ impl<T: Read + Write + Unpin> Wire<T> {
                 return Poll::Ready(Ok(answer));
             }
             if self.rest.len() >= MAX_HEAD {
-                return Poll::Ready(Err(malformed("the head of the answer is longer than any")));
+                return Poll::Ready(Err(malformed(TOO_LONG)));
             }
             ready!(self.poll_more(cx))?;
         }
@@ -263,10 +264,10 @@ impl<T: Read + Write + Unpin> Wire<T> {
         loop {
             if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
                 let mut line = self.rest.split_to(end + 1);
-                line.truncate(end);
-                if line.last() == Some(&b'\r') {
-                    line.truncate(end - 1);
+                if !line.ends_with(b"\r\n") {
+                    return Poll::Ready(Err(malformed("a line between chunks has no end")));
                 }
+                line.truncate(end - 1);
                 return Poll::Ready(Ok(line));
             }
             if self.rest.len() >= MAX_HEAD {
@@ -312,7 +313,8 @@ fn parse(bytes: &Bytes) -> io::Result<Option<(Response<()>, usize)>> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut head = httparse::Response::new(&mut fields);
     let length = match head.parse(bytes) {
-        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
+        Ok(httparse::Status::Complete(_)) => return Err(malformed(TOO_LONG)),
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
     };

@@ -255,6 +255,11 @@ impl Pace {
         Waiting(&self.waiting)
     }
 
+    /// Whether any slot waits for something to do.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
+    }
+
     /// Waits until the level rises.
     pub(crate) async fn raised(&self) {
         self.raised.notified().await;

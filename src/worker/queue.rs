@@ -103,7 +103,7 @@ impl Queue {
             }
             room.await;
         }
-        self.more.notify_waiters();
+        self.more.notify_one();
     }
 
     /// Nothing more will come, because the plan is complete or has failed.
@@ -132,6 +132,7 @@ impl Queue {
             let mut more = pin!(self.more.notified());
             more.as_mut().enable();
             if let Some(unit) = self.ready(pace) {
+                self.wake_another(pace);
                 return Ok(Some((unit, Taken { queue: self, is_part: true })));
             }
             let turn = self.turn.lock().await;
@@ -164,11 +165,22 @@ impl Queue {
                 continue;
             };
             let taken = Taken { queue: self, is_part: false };
+            self.wake_another(pace);
             match transfers.begin(action).await? {
                 Step::Nothing => {}
                 Step::Committed(more) => *committed = std::mem::take(committed).and(more),
                 Step::Unit(unit) => return Ok(Some((unit, taken))),
                 Step::Large(large) => self.open(large),
+            }
+        }
+    }
+
+    /// An action wakes one slot; where that one took something else, or there is more, it wakes the next.
+    fn wake_another(&self, pace: &Pace) {
+        if pace.is_waiting() {
+            let state = self.state();
+            if !state.planned.is_empty() || !state.larges.is_empty() {
+                self.more.notify_one();
             }
         }
     }

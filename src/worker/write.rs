@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -89,6 +89,9 @@ const RESERVED: u64 = 1 << 20;
 /// larger ones on ext4.
 const DIRECT_WRITE: usize = 1 << 20;
 
+/// Memory that was used and is there already: what is new to a process costs a fault a page.
+static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
 /// Bytes that begin at an aligned address.
 #[derive(Debug)]
 struct Aligned {
@@ -97,11 +100,27 @@ struct Aligned {
     used: usize,
 }
 
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        // there are never more than parts that write past the page cache at once
+        if !self.bytes.is_empty() {
+            let bytes = std::mem::take(&mut self.bytes);
+            SPARE.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+        }
+    }
+}
+
 impl Aligned {
     fn new() -> Self {
-        let bytes = vec![0; DIRECT_WRITE + ALIGNMENT];
+        let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let bytes = spare.unwrap_or_else(|| vec![0; DIRECT_WRITE + ALIGNMENT]);
         let start = bytes.as_ptr().align_offset(ALIGNMENT);
         Self { bytes, start, used: 0 }
+    }
+
+    /// What stands in for a buffer that is being written.
+    fn none() -> Self {
+        Self { bytes: Vec::new(), start: 0, used: 0 }
     }
 
     /// Takes what fits of `bytes` and says how much that was.
@@ -257,7 +276,7 @@ impl Writer {
             if buffer.used < DIRECT_WRITE {
                 return Ok(());
             }
-            let full = std::mem::replace(buffer, Aligned { bytes: Vec::new(), start: 0, used: 0 });
+            let full = std::mem::replace(buffer, Aligned::none());
             *buffer = write_direct(&self.staged, full, self.offset).await?;
             self.offset += DIRECT_WRITE as u64;
         }

@@ -29,8 +29,11 @@ const OBJECT_BYTES: u64 = 64 << 10;
 /// in half of the span that follows.
 const WORTH_PERCENT: u64 = 5;
 const WORTH_PERCENT_FIRST: u64 = 20;
-/// Spans of rest after a climb that brought nothing, before the next try.
-const REST: u32 = 15;
+/// Spans of rest after a climb that brought nothing, before the next try: twice as many after each, up
+/// to 2 to this power. One that failed at the start may have met a listing that had nothing yet.
+const MOST_FAILED: u32 = 4;
+/// As many failures in, the start is over.
+const START_FAILED: u32 = 2;
 
 /// The shortest time in which the granted tempo is measured.
 const GRANTED_SPAN: Duration = Duration::from_millis(20);
@@ -66,18 +69,22 @@ pub(crate) struct Climb {
     /// Level and work in a second before the last climb, while it is judged.
     before: Option<(u32, f64)>,
     rest: u32,
-    /// Whether no climb has failed yet.
-    starting: bool,
+    /// Climbs that brought nothing, up to [`MOST_FAILED`].
+    failed: u32,
 }
 
 impl Climb {
     pub(crate) fn new() -> Self {
-        Self { level: FIRST, before: None, rest: 0, starting: true }
+        Self { level: FIRST, before: None, rest: 0, failed: 0 }
+    }
+
+    fn starting(&self) -> bool {
+        self.failed < START_FAILED
     }
 
     /// How long to look next, where an answer takes `first_byte` to begin.
     pub(crate) fn span(&self, first_byte: Duration) -> Duration {
-        match self.starting {
+        match self.starting() {
             true => (first_byte * 2).clamp(FIRST_SPAN, SPAN),
             false => SPAN,
         }
@@ -91,12 +98,12 @@ impl Climb {
             return self.level;
         }
         let work = seen.work as f64 / seen.span.as_secs_f64().max(1e-3);
-        let percent = if self.starting { WORTH_PERCENT_FIRST } else { WORTH_PERCENT };
+        let percent = if self.starting() { WORTH_PERCENT_FIRST } else { WORTH_PERCENT };
         match self.before.take() {
             Some((level, base)) if work < base * (100 + percent) as f64 / 100.0 => {
                 self.level = level;
-                self.rest = REST;
-                self.starting = false;
+                self.failed = (self.failed + 1).min(MOST_FAILED);
+                self.rest = 1 << self.failed;
             }
             _ if self.rest > 0 => self.rest -= 1,
             _ if self.level < HIGHEST => {
@@ -338,6 +345,18 @@ mod tests {
     fn it_stays_where_more_brings_nothing() {
         let level = settle(1000, 40_000, 10);
         assert!((32..=64).contains(&level), "{level}");
+    }
+
+    #[test]
+    fn a_stumble_at_the_start_costs_little() {
+        let mut climb = Climb::new();
+        let mut level = FIRST;
+        for span in 0..12 {
+            // nothing came in the second span, for whatever reason
+            let work = if span == 1 { 0 } else { u64::from(level) * 1000 };
+            level = climb.next(Seen { work, full: true, span: SECOND });
+        }
+        assert_eq!(level, HIGHEST);
     }
 
     #[test]

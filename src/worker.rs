@@ -454,20 +454,30 @@ fn plan_ahead(
     watch: Arc<Watch>,
 ) -> Aside<Option<Planner>> {
     Aside::spawn(async move {
+        let planning = Planning(queue);
         loop {
             match planner.next().await {
-                Ok(Some(action)) => queue.push(action).await,
+                Ok(Some(action)) => planning.0.push(action).await,
                 Ok(None) => break,
                 Err(failure) => {
-                    queue.end(Err(failure));
+                    planning.0.end(Err(failure));
                     return None;
                 }
             }
         }
         watch.listed();
-        queue.end(Ok(()));
+        planning.0.end(Ok(()));
         Some(planner)
     })
+}
+
+/// A plan that is made. One that is given up ends the queue, too: else the lanes would wait for ever.
+struct Planning(Arc<Queue>);
+
+impl Drop for Planning {
+    fn drop(&mut self) {
+        self.0.end(Err(Failure::Unexpected("the plan was not finished".to_owned())));
+    }
 }
 
 /// Syncs from time to time, until that fails.

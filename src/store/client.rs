@@ -150,8 +150,11 @@ impl Client {
             if ask.kind == Kind::Get {
                 self.meter.add_first_byte(sent.elapsed());
             }
+            if ask.kind != Kind::List {
+                Meter::count(&self.meter.granted);
+            }
             if response.headers().contains_key(QOS_DELAY) {
-                Meter::count(&self.meter.throttled);
+                self.throttled(ask.kind);
             }
             return Ok(response);
         }
@@ -336,6 +339,13 @@ impl Client {
         unsigned.authorization(&credential.id, &signing_key)
     }
 
+    fn throttled(&self, kind: Kind) {
+        Meter::count(&self.meter.throttled);
+        if kind != Kind::List {
+            Meter::count(&self.meter.refused);
+        }
+    }
+
     fn unsent(&self, ask: &Ask, error: SendError) -> Failure {
         let host = self.endpoint.host().to_owned();
         match error {
@@ -399,7 +409,7 @@ impl Client {
             || matches!(answer.status, 429 | 503)
             || is_throttling(answer.code())
         {
-            Meter::count(&self.meter.throttled);
+            self.throttled(ask.kind);
         }
         let temporary = credential.as_ref().is_some_and(|credential| credential.token.is_some());
         let asked_for = Asked {

@@ -20,6 +20,10 @@ pub struct Meter {
     pub retries: AtomicU64,
     /// Answers by which the source asked to slow down: 429, 503 or `x-oss-qos-delay-time`.
     pub throttled: AtomicU64,
+    /// GETs and HEADs that were answered with what was asked for.
+    pub granted: AtomicU64,
+    /// GETs and HEADs by whose answer the source asked to slow down.
+    pub refused: AtomicU64,
     /// Bytes of object bodies handed out.
     pub bytes: AtomicU64,
     /// Time from sending a GET to its answer's headers, summed, in microseconds.

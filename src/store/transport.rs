@@ -140,9 +140,9 @@ impl Transport {
                     let home = Home { kept: self.kept.clone(), to };
                     return Ok(answer.map(|()| Arriving { line: Some(line), home }));
                 }
-                // the other side closed it while it was kept: what was sent is asked for again, which
-                // nothing here minds
-                Err(_) if used && !line.wire.answered() => {}
+                // the other side closed it while it was kept, or what came is left over from the answer
+                // before: it is asked for again, which nothing here minds
+                Err(error) if used && (!line.wire.answered() || is_no_answer(&error)) => {}
                 Err(error) => return Err(broken(error)),
             }
         }
@@ -164,6 +164,10 @@ impl Transport {
 
 fn broken(error: impl Error + Send + Sync + 'static) -> SendError {
     SendError::Broken(Arc::new(error))
+}
+
+fn is_no_answer(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
 }
 
 /// Where a connection leads.
@@ -191,17 +195,20 @@ struct Kept(Mutex<Vec<(To, Instant, Box<Line>)>>);
 impl Kept {
     fn take(&self, to: &To) -> Option<Box<Line>> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = kept.iter().rposition(|(leads, ..)| leads == to)?;
-        if kept[at].1.elapsed() < IDLE {
-            return Some(kept.remove(at).2);
+        loop {
+            let at = kept.iter().rposition(|(leads, ..)| leads == to)?;
+            let (_, since, mut line) = kept.remove(at);
+            if since.elapsed() < IDLE && line.wire.is_quiet() {
+                return Some(line);
+            }
         }
-        // what lies beneath is older still
-        kept.retain(|(leads, ..)| leads != to);
-        None
     }
 
     fn keep(&self, to: To, wire: Box<Line>) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // fewer requests leave connections that are not asked for again
+        let old = kept.iter().take_while(|(_, since, _)| since.elapsed() >= IDLE).count();
+        kept.drain(..old);
         kept.push((to, Instant::now(), wire));
     }
 }
@@ -362,8 +369,7 @@ fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// Connects within a time. A request that gets another's connection leaves its own attempt to go on
-/// by itself, and one that a host never finishes would keep its descriptor for ever.
+/// Connects within a time: name, address, proxy and TLS together.
 #[derive(Clone)]
 struct Timed {
     limit: Duration,

@@ -4,11 +4,11 @@
 //! thread uses again and again, so that they are still in the core's cache when they are checked and
 //! written, and a connection that waits holds none.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -28,37 +28,39 @@ pub(super) const FRAME: usize = 128 << 10;
 /// Buffers that a thread keeps: what is held longer than a moment is few frames of small objects.
 const SPARE: usize = 16;
 
+/// Buffers to receive into, the one used last on top.
+type Spare = Arc<Mutex<Vec<Vec<u8>>>>;
+
 thread_local! {
-    /// Buffers to receive into, the one used last on top.
-    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static BUFFERS: Spare = Spare::default();
 }
 
-/// A buffer that goes back to whichever thread lets go of it.
-struct Lent(Vec<u8>);
+/// A buffer that goes back to the thread that it is from, whichever lets go of it.
+struct Lent {
+    bytes: Vec<u8>,
+    home: Spare,
+}
 
 impl Lent {
     fn new() -> Self {
-        let spare = BUFFERS.with_borrow_mut(Vec::pop);
-        Self(spare.unwrap_or_else(|| vec![0; FRAME]))
+        let home = BUFFERS.with(Spare::clone);
+        let spare = home.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Self { bytes: spare.unwrap_or_else(|| vec![0; FRAME]), home }
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let buffer = std::mem::take(&mut self.0);
-        // a thread that ends has none to keep
-        let _ = BUFFERS.try_with(|buffers| {
-            let mut buffers = buffers.borrow_mut();
-            if buffers.len() < SPARE {
-                buffers.push(buffer);
-            }
-        });
+        let mut spare = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE {
+            spare.push(std::mem::take(&mut self.bytes));
+        }
     }
 }
 
 impl AsRef<[u8]> for Lent {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }
 
@@ -106,6 +108,14 @@ impl<T: Read + Write + Unpin> Wire<T> {
         self.framing == Framing::Done && self.lasts && self.rest.is_empty()
     }
 
+    /// Whether nothing came while it was kept: neither its end nor bytes that nobody asked for.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        let mut cx = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.io).poll_read(&mut cx, buffer.unfilled()).is_pending()
+    }
+
     /// Whether the last answer is read to its end.
     pub(super) fn is_done(&self) -> bool {
         self.framing == Framing::Done
@@ -129,7 +139,7 @@ impl<T: Read + Write + Unpin> Wire<T> {
         loop {
             let answer = poll_fn(|cx| self.poll_head(cx, is_head)).await?;
             // an interim answer is followed by the one that counts
-            if !answer.status().is_informational() {
+            if !is_interim(answer.status()) {
                 return Ok(answer);
             }
         }
@@ -154,7 +164,7 @@ impl<T: Read + Write + Unpin> Wire<T> {
         // taken for this moment only: who waits holds no buffer
         let mut lent = Lent::new();
         let length = usize::try_from(limit).unwrap_or(FRAME).min(FRAME);
-        let mut buffer = ReadBuf::new(&mut lent.0[..length]);
+        let mut buffer = ReadBuf::new(&mut lent.bytes[..length]);
         ready!(Pin::new(&mut self.io).poll_read(cx, buffer.unfilled()))?;
         let received = buffer.filled().len();
         self.answered |= received > 0;
@@ -182,7 +192,7 @@ impl<T: Read + Write + Unpin> Wire<T> {
                 && let Some((answer, length)) = parse(&self.rest)?
             {
                 self.rest.advance(length);
-                if !answer.status().is_informational() {
+                if !is_interim(answer.status()) {
                     self.framing = framing(&answer, is_head)?;
                     self.lasts = self.framing != Framing::Close && lasts(&answer);
                 }
@@ -286,14 +296,15 @@ fn encode(request: &Request<Bytes>, target: &str) -> Bytes {
     put(b" ");
     put(target.as_bytes());
     put(b" HTTP/1.1\r\n");
-    for (name, value) in request.headers() {
+    for (name, value) in request.headers().iter().filter(|(name, _)| *name != CONTENT_LENGTH) {
         put(name.as_str().as_bytes());
         put(b": ");
         put(value.as_bytes());
         put(b"\r\n");
     }
     // a server waits for a body, or for its length, where one may come
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+    let takes_body = !matches!(*request.method(), Method::GET | Method::HEAD);
+    if takes_body || !request.body().is_empty() {
         put(b"content-length: ");
         put(request.body().len().to_string().as_bytes());
         put(b"\r\n");
@@ -339,6 +350,11 @@ fn parse(bytes: &Bytes) -> io::Result<Option<(Response<()>, usize)>> {
     Ok(Some((answer, length)))
 }
 
+/// 101 is followed by another protocol, which nobody asked for.
+fn is_interim(status: StatusCode) -> bool {
+    status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS
+}
+
 /// How the body of an answer ends (RFC 9112, section 6.3).
 fn framing(answer: &Response<()>, is_head: bool) -> io::Result<Framing> {
     let status = answer.status();
@@ -373,7 +389,8 @@ fn lasts(answer: &Response<()>) -> bool {
         tokens(answer.headers(), CONNECTION).any(|token| token.eq_ignore_ascii_case(word))
     };
     match answer.version() {
-        Version::HTTP_10 => says("keep-alive"),
+        // whoever passed on a coding that HTTP/1.0 has not may have lost the end of the body
+        Version::HTTP_10 => says("keep-alive") && !answer.headers().contains_key(TRANSFER_ENCODING),
         _ => !says("close"),
     }
 }

@@ -26,6 +26,9 @@ pub(crate) async fn carry_out(
     let result = serve(lanes, transfers, queue, pace, &mut slots).await;
     // no request goes on behind a failure's back
     slots.shutdown().await;
+    for lane in transfers {
+        lane.settled().await;
+    }
     result
 }
 
@@ -78,7 +81,9 @@ async fn slot(
             break;
         };
         loop {
-            pace.turn().await;
+            if unit.asks() {
+                pace.turn().await;
+            }
             match transfers.perform(unit).await? {
                 Step::Nothing => {}
                 Step::Committed(more) => committed = committed.and(more),

@@ -48,6 +48,10 @@ const TEMPO_LEAP: f64 = 0.5;
 /// The slowest tempo, and the least that one refusal leaves of it.
 const SLOWEST: f64 = 16.0;
 const LEFT: f64 = 0.5;
+/// How far ahead requests are given their turns.
+const LOOK_AHEAD: Duration = Duration::from_millis(100);
+/// A tempo this many times above what is asked for holds nothing, and is forgotten.
+const ABOVE_ASKED: f64 = 4.0;
 /// Waiting for less than this is not worth a timer, whose grain it is.
 const GRAIN: Duration = Duration::from_millis(1);
 
@@ -116,6 +120,15 @@ impl Climb {
     }
 }
 
+/// When a request may be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// After so long.
+    In(Duration),
+    /// Not foreseen yet: the tempo may be another by then.
+    AskAgain(Duration),
+}
+
 /// The rule by which the tempo moves, and whose turn it is. Pure: the caller brings the clock.
 #[derive(Debug)]
 struct Tempo {
@@ -123,8 +136,8 @@ struct Tempo {
     rate: Option<f64>,
     /// Since when, and from which counts on, what the source grants is measured.
     since: Duration,
-    answered: u64,
-    throttled: u64,
+    granted: u64,
+    refused: u64,
     /// When the source last minded.
     minded: Duration,
     /// When the next request has its turn.
@@ -136,40 +149,46 @@ impl Tempo {
         Self {
             rate: None,
             since: Duration::ZERO,
-            answered: 0,
-            throttled: 0,
+            granted: 0,
+            refused: 0,
             minded: Duration::ZERO,
             next: Duration::ZERO,
         }
     }
 
-    /// Learns from how many answers there were by `now`, and how many that asked for fewer.
-    fn learn(&mut self, now: Duration, answered: u64, throttled: u64) {
+    /// Learns from how many requests were granted by `now`, and how many refused.
+    fn learn(&mut self, now: Duration, granted: u64, refused: u64) {
         let span = now.saturating_sub(self.since);
-        if throttled == self.throttled && span < SPAN || span < GRANTED_SPAN {
+        let minds = refused > self.refused;
+        if span < if minds { GRANTED_SPAN } else { SPAN } {
             return;
         }
         let seconds = span.as_secs_f64();
-        if throttled > self.throttled {
-            let granted = (answered - self.answered) as f64 / seconds;
-            let lower = granted * GRANTED_PERCENT / 100.0;
+        let measured = granted.saturating_sub(self.granted) as f64 / seconds;
+        if minds {
+            let lower = measured * GRANTED_PERCENT / 100.0;
             // while it is held already, a burst that was granted says nothing new
             let lower = self.rate.map_or(lower, |rate| lower.clamp(rate * LEFT, rate));
             self.rate = Some(lower.max(SLOWEST));
             self.minded = now;
-        } else if let Some(rate) = &mut self.rate {
+        } else if let Some(rate) = self.rate {
             let calm = (now - self.minded).as_secs_f64();
-            *rate *= 1.0 + (TEMPO_GROWTH * seconds * (calm - 1.0).max(0.0).exp2()).min(TEMPO_LEAP);
+            let growth = TEMPO_GROWTH * seconds * (calm - 1.0).max(0.0).exp2();
+            let rate = rate * (1.0 + growth.min(TEMPO_LEAP));
+            self.rate = (rate <= measured.max(SLOWEST) * ABOVE_ASKED).then_some(rate);
         }
-        (self.since, self.answered, self.throttled) = (now, answered, throttled);
+        (self.since, self.granted, self.refused) = (now, granted, refused);
     }
 
     /// When the request that asks at `now` has its turn.
-    fn turn(&mut self, now: Duration) -> Duration {
-        let Some(rate) = self.rate else { return now };
-        let turn = self.next.max(now);
-        self.next = turn + Duration::from_secs_f64(1.0 / rate);
-        turn
+    fn turn(&mut self, now: Duration) -> Turn {
+        let Some(rate) = self.rate else { return Turn::In(Duration::ZERO) };
+        let wait = self.next.saturating_sub(now);
+        if wait > LOOK_AHEAD {
+            return Turn::AskAgain(LOOK_AHEAD);
+        }
+        self.next = self.next.max(now) + Duration::from_secs_f64(1.0 / rate);
+        Turn::In(wait)
     }
 }
 
@@ -218,19 +237,25 @@ impl Pace {
 
     /// Waits until a request has its turn.
     pub(crate) async fn turn(&self) {
-        let throttled = self.meter.throttled.load(Relaxed);
-        if throttled == 0 {
-            return;
-        }
-        let (now, turn) = {
-            let mut tempo = self.tempo.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = self.started.elapsed();
-            tempo.learn(now, self.meter.first_byte_count.load(Relaxed), throttled);
-            (now, tempo.turn(now))
-        };
-        if turn > now + GRAIN {
-            self.held.fetch_add(1, Relaxed);
-            tokio::time::sleep(turn - now).await;
+        loop {
+            let turn = {
+                let mut tempo = self.tempo.lock().unwrap_or_else(PoisonError::into_inner);
+                let (granted, refused) = (&self.meter.granted, &self.meter.refused);
+                let now = self.started.elapsed();
+                tempo.learn(now, granted.load(Relaxed), refused.load(Relaxed));
+                tempo.turn(now)
+            };
+            let (has_turn, wait) = match turn {
+                Turn::In(wait) => (true, wait),
+                Turn::AskAgain(wait) => (false, wait),
+            };
+            if wait > GRAIN {
+                self.held.fetch_add(1, Relaxed);
+                tokio::time::sleep(wait).await;
+            }
+            if has_turn {
+                return;
+            }
         }
     }
 
@@ -409,20 +434,31 @@ mod tests {
             tempo.learn(Duration::from_millis(ms), 0, ms);
         }
         let mut seconds = 0;
-        while tempo.rate.is_some_and(|rate| rate < 2000.0) {
+        // as many as it lets are asked, and granted
+        let mut granted = 0.0;
+        while let Some(rate) = tempo.rate
+            && rate < 2000.0
+        {
             seconds += 1;
             for fifth in 0..5 {
-                tempo.learn(Duration::from_millis(2000 + seconds * 1000 + fifth * 200), 0, 1999);
+                granted += tempo.rate.map_or(0.0, |rate| rate / 5.0);
+                let now = Duration::from_millis(2000 + seconds * 1000 + fifth * 200);
+                tempo.learn(now, granted as u64, 1999);
             }
         }
-        assert!(seconds <= 10, "{seconds}");
+        assert!(seconds <= 12, "{seconds}");
+        // and what nobody asks for any more holds nobody
+        for second in 0..100 {
+            tempo.learn(Duration::from_secs(60 + second), granted as u64, 1999);
+        }
+        assert_eq!(tempo.rate, None);
     }
 
     #[test]
     fn nobody_waits_at_a_source_that_does_not_mind() {
         let mut tempo = Tempo::new();
         tempo.learn(SECOND, 100_000, 0);
-        assert_eq!(tempo.turn(SECOND), SECOND);
-        assert_eq!(tempo.turn(SECOND), SECOND);
+        assert_eq!(tempo.turn(SECOND), Turn::In(Duration::ZERO));
+        assert_eq!(tempo.turn(SECOND), Turn::In(Duration::ZERO));
     }
 }

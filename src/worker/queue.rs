@@ -61,7 +61,10 @@ impl State {
 
     /// Nothing is left, and nothing that is under way can bring more.
     fn is_done(&self) -> bool {
-        self.ended.is_some() && self.planned.is_empty() && self.larges.is_empty() && self.units == 0
+        matches!(self.ended, Some(Ok(())))
+            && self.planned.is_empty()
+            && self.larges.is_empty()
+            && self.units == 0
     }
 }
 
@@ -106,9 +109,9 @@ impl Queue {
         self.more.notify_one();
     }
 
-    /// Nothing more will come, because the plan is complete or has failed.
+    /// Nothing more will come, because the plan is complete or has failed. What is said first counts.
     pub(crate) fn end(&self, how: Result<(), Failure>) {
-        self.state().ended = Some(how);
+        self.state().ended.get_or_insert(how);
         self.more.notify_waiters();
     }
 
@@ -136,9 +139,14 @@ impl Queue {
                 return Ok(Some((unit, Taken { queue: self, is_part: true })));
             }
             let turn = self.turn.lock().await;
+            // whoever had the turn before may have opened a large object
+            if let Some(unit) = self.ready(pace) {
+                self.wake_another(pace);
+                return Ok(Some((unit, Taken { queue: self, is_part: true })));
+            }
             let action = {
                 let mut state = self.state();
-                if state.is_done() && matches!(state.ended, Some(Ok(()))) {
+                if state.is_done() {
                     return Ok(None);
                 }
                 let action = state.planned.pop_front();

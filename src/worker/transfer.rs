@@ -48,7 +48,10 @@ pub(crate) struct Transfers {
     dialect: Dialect,
     volume: Arc<Volume>,
     ledger: Arc<Ledger>,
-    calls: Arc<Calls>,
+    /// Calls that make, name and remove files.
+    naming: Arc<Calls>,
+    /// Calls that write to them.
+    writing: Arc<Calls>,
     counters: Arc<Counters>,
     options: Arc<Options>,
     demands: Demands,
@@ -64,6 +67,17 @@ pub(crate) enum Unit {
     Part { large: Arc<Large>, index: usize },
     Reread { entry: Box<Entry>, record: Box<FileRecord> },
     Adopt(Box<Entry>),
+}
+
+impl Unit {
+    /// Whether it begins with a request, and not with a look at what is there.
+    pub(crate) fn asks(&self) -> bool {
+        match self {
+            Self::Whole { .. } | Self::Adopt(_) => true,
+            Self::Part { large, index } => !large.is_noted(*index),
+            Self::Reread { .. } => false,
+        }
+    }
 }
 
 /// What came of an action or a request.
@@ -131,7 +145,8 @@ impl Transfers {
             dialect: source.dialect(),
             volume: Arc::clone(volume),
             ledger: Arc::clone(ledger),
-            calls: Calls::new(counters),
+            naming: Calls::new(counters),
+            writing: Calls::new(counters),
             counters: Arc::clone(counters),
             options: Arc::clone(options),
             demands,
@@ -143,21 +158,27 @@ impl Transfers {
         (0..lanes).map(with).collect()
     }
 
+    /// Waits for file calls that go on although their request was dropped.
+    pub(crate) async fn settled(&self) {
+        self.naming.settled().await;
+        self.writing.settled().await;
+    }
+
     /// Does what needs no request at once, and makes a unit of what does.
     pub(crate) async fn begin(&self, action: Action) -> Result<Step, Failure> {
         let ledger = Arc::clone(&self.ledger);
         Ok(match action {
             Action::Keep(record) => Step::Committed(ledger.keep(&record)),
             Action::MakeDirectory { entry, kept } => {
-                self.calls.run(move || ledger.directory(&entry, kept)).await?;
+                self.naming.run(move || ledger.directory(&entry, kept)).await?;
                 Step::Nothing
             }
             Action::Remove(held) => {
-                self.calls.run(move || ledger.remove(&held)).await?;
+                self.naming.run(move || ledger.remove(&held)).await?;
                 Step::Nothing
             }
             Action::Forget(held) => {
-                self.calls.run(move || ledger.forget(&held)).await?;
+                self.writing.run(move || ledger.forget(&held)).await?;
                 Step::Nothing
             }
             Action::Adopt(entry) if self.dialect == Dialect::File => {
@@ -188,7 +209,7 @@ impl Transfers {
         replaces: bool,
         etag: Option<String>,
     ) -> Result<Arc<Large>, Failure> {
-        let (volume, calls) = (Arc::clone(&self.volume), Arc::clone(&self.calls));
+        let (volume, calls) = (Arc::clone(&self.volume), Arc::clone(&self.writing));
         let (direct, wanted) = (self.options.direct, self.part_digests());
         let part_size = self.options.part_size_for(entry.size);
         let open = move || {
@@ -196,7 +217,7 @@ impl Transfers {
             let size = entry.size;
             Large::open(opening, entry, replaces, size, etag)
         };
-        self.calls.run(open).await
+        self.naming.run(open).await
     }
 
     pub(crate) async fn perform(&self, unit: Unit) -> Result<Step, Failure> {
@@ -285,7 +306,7 @@ impl Transfers {
         let digests = self.receive(answer, wanted, &mut body).await?;
         match self.demands.judge(&stated, entry.sha256, &digests) {
             Judged::Sound(checked) => {
-                let (volume, calls) = (Arc::clone(&self.volume), Arc::clone(&self.calls));
+                let (volume, calls) = (Arc::clone(&self.volume), Arc::clone(&self.writing));
                 let path = entry.file()?.clone();
                 let finish = move || {
                     let staged = match body {
@@ -313,7 +334,7 @@ impl Transfers {
                 self.counters.done_bytes.fetch_sub(digests.length, Relaxed);
                 if let Body::Written(_) = body {
                     let volume = Arc::clone(&self.volume);
-                    self.calls.run(move || Ok(volume.discard_staged(&name)?)).await?;
+                    self.naming.run(move || Ok(volume.discard_staged(&name)?)).await?;
                 }
                 Ok(Attempt::Mismatch(entry, mismatch))
             }
@@ -322,10 +343,10 @@ impl Transfers {
 
     /// Opens a new staged file for an object in one request.
     async fn stage(&self, name: &str, entry: &Entry, size: u64) -> Result<Arc<Staged>, Failure> {
-        let (volume, calls) = (Arc::clone(&self.volume), Arc::clone(&self.calls));
+        let (volume, calls) = (Arc::clone(&self.volume), Arc::clone(&self.writing));
         let (name, path) = (name.to_owned(), entry.file()?.clone());
         let open = move || Staged::open(&volume, &calls, &name, &path, size, true, Direct::Off);
-        Ok(Arc::new(self.calls.run(open).await?))
+        Ok(Arc::new(self.naming.run(open).await?))
     }
 
     /// Finishes a staged file and commits it.
@@ -337,12 +358,13 @@ impl Transfers {
     ) -> Result<Committed, Failure> {
         let ledger = Arc::clone(&self.ledger);
         let commit = move || Ok((ledger.commit(&entry, finish()?)?, entry));
-        let committed = match self.calls.run(commit).await? {
+        let committed = match self.naming.run(commit).await? {
             (Commit::Done(committed), _) => committed,
             // it may read a large file, or the manifest: not where requests are served
             (Commit::Occupied(unnamed), entry) => {
                 let ledger = Arc::clone(&self.ledger);
-                blocking(move || ledger.take_place(&entry, unnamed, replaces)).await?
+                let take = move || ledger.take_place(&entry, unnamed, replaces);
+                self.naming.aside(take).await?
             }
         };
         self.counters.fetched_objects.fetch_add(1, Relaxed);
@@ -415,7 +437,7 @@ impl Transfers {
             }
         };
         let noting = Arc::clone(&large);
-        if !self.calls.run(move || noting.note_part(index, digests, fresh)).await? {
+        if !self.writing.run(move || noting.note_part(index, digests, fresh)).await? {
             return Ok(Step::Nothing);
         }
         self.finish(&large).await.map(Step::Committed)
@@ -465,7 +487,7 @@ impl Transfers {
                     let entry = Box::new(entry.clone());
                     let committed = self.commit(entry, large.replaces(), finish).await?;
                     let whole = Arc::clone(large);
-                    self.calls.run(move || whole.forget_parts()).await?;
+                    self.naming.run(move || whole.forget_parts()).await?;
                     return Ok(committed);
                 }
                 Judged::Wrong(mismatch) => {
@@ -553,7 +575,7 @@ impl Transfers {
         tracing::debug!(path = path.as_str(), "adopted");
         let ledger = Arc::clone(&self.ledger);
         let adopt = move || ledger.adopt(&entry, path, digests, checked);
-        Ok(Step::Committed(self.calls.run(adopt).await?))
+        Ok(Step::Committed(self.writing.run(adopt).await?))
     }
 
     /// Reads a committed file again: it is kept if its bytes are still what was committed.
@@ -586,7 +608,7 @@ impl Transfers {
         self.counters.done_bytes.fetch_add(record.size, Relaxed);
         let record = FileRecord { sha256: found.sha256.or(record.sha256), ..record };
         let ledger = Arc::clone(&self.ledger);
-        Ok(Step::Committed(self.calls.run(move || ledger.record(record)).await?))
+        Ok(Step::Committed(self.writing.run(move || ledger.record(record)).await?))
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustix::fs::{FsWord, OFlags};
 use rustix::io::Errno;
+use tokio::sync::Semaphore;
 
 use super::at::{drop_cached, errno};
 use super::failure::Failure;
@@ -24,12 +25,17 @@ const SLOW: Duration = Duration::from_micros(300);
 /// How many calls are looked at together. Of these the fastest counts: one that waited for a lock or
 /// for a core says nothing about the file system, and more threads would only make it wait longer.
 const WINDOW: u64 = 32;
+/// More calls than there are ever requests.
+const MOST_CALLS: u32 = 1 << 20;
 
-/// Runs file calls where they harm the network least: at once while they are fast, on a thread for
-/// calls that block while the file system turns out to be slow.
+/// Runs file calls of one kind where they harm the network least: at once while they are fast, on a
+/// thread for calls that block while the file system turns out to be slow. Names and bytes are kinds of
+/// their own: a NAS takes bytes into its cache at once, and milliseconds to make a file.
 #[derive(Debug)]
 pub(crate) struct Calls {
     counters: Arc<Counters>,
+    /// A permit for each call that runs where it may block.
+    under_way: Arc<Semaphore>,
     count: AtomicU64,
     /// The fastest call of this window, and of the last, in ns.
     fastest_ns: AtomicU64,
@@ -40,6 +46,7 @@ impl Calls {
     pub(crate) fn new(counters: &Arc<Counters>) -> Arc<Self> {
         Arc::new(Self {
             counters: Arc::clone(counters),
+            under_way: Arc::new(Semaphore::new(MOST_CALLS as usize)),
             count: AtomicU64::new(0),
             fastest_ns: AtomicU64::new(u64::MAX),
             last_ns: AtomicU64::new(0),
@@ -54,8 +61,27 @@ impl Calls {
         if self.last_ns.load(Relaxed) <= SLOW.as_nanos() as u64 {
             return self.timed(call);
         }
+        self.aside(call).await
+    }
+
+    /// Runs `call` where it may block.
+    pub(crate) async fn aside<T: Send + 'static>(
+        self: &Arc<Self>,
+        call: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let under_way = Arc::clone(&self.under_way).acquire_owned().await;
         let calls = Arc::clone(self);
-        blocking(move || calls.timed(call)).await
+        blocking(move || {
+            let _under_way = under_way;
+            calls.timed(call)
+        })
+        .await
+    }
+
+    /// Waits for the calls that go on without whoever made them.
+    pub(crate) async fn settled(&self) {
+        // an error would say that the semaphore is closed, which it never is
+        let _ = self.under_way.acquire_many(MOST_CALLS).await;
     }
 
     fn timed<T>(&self, call: impl FnOnce() -> T) -> T {
@@ -308,25 +334,18 @@ async fn write_direct(
     offset: u64,
 ) -> Result<Aligned, Failure> {
     let target = Arc::clone(staged);
-    let counters = Arc::clone(&staged.calls.counters);
-    let (result, mut buffer) = tokio::task::spawn_blocking(move || {
-        let start = Instant::now();
+    let write = move || {
         let mut result = target.file.write_all_at(buffer.filled(), offset);
         if result.as_ref().is_err_and(|error| errno(error) == Errno::INVAL) {
             // this device wants another alignment: go on through the page cache
             result = leave_direct(&target.file)
                 .and_then(|()| target.file.write_all_at(buffer.filled(), offset));
         }
-        let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        counters.writing_ns.fetch_add(ns, Relaxed);
-        buffer.used = buffer.used.min(DIRECT_WRITE);
-        (result, buffer)
-    })
-    .await
-    .map_err(|error| Failure::Unexpected(format!("a write did not finish: {error}")))?;
-    result.map_err(|error| staged.failed(buffer.used, &error))?;
-    buffer.used = 0;
-    Ok(buffer)
+        let needed = std::mem::replace(&mut buffer.used, 0);
+        result.map_err(|error| target.failed(needed, &error))?;
+        Ok(buffer)
+    };
+    staged.calls.aside(write).await
 }
 
 fn leave_direct(file: &std::fs::File) -> io::Result<()> {

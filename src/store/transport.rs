@@ -4,6 +4,7 @@
 //! own: whoever waits for its answer drives it, so that a request costs no hop from one task to
 //! another, and a connection stays on the thread that uses it.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::io;
 use std::path::Path;
@@ -128,14 +129,16 @@ impl Transport {
             let host = HeaderValue::from_str(to.authority.as_str());
             request.headers_mut().insert(HOST, host.map_err(broken)?);
         }
-        let whole = request.uri().to_string();
         loop {
             let (mut line, used) = match self.kept.take(&to) {
                 Some(line) => (line, true),
                 None => (self.open(request.uri()).await?, false),
             };
-            let target = if line.proxied { &whole } else { origin(request.uri()) };
-            match line.wire.exchange(&request, target).await {
+            let target: Cow<'_, str> = match line.proxied {
+                true => request.uri().to_string().into(),
+                false => origin(request.uri()).into(),
+            };
+            match line.wire.exchange(&request, &target).await {
                 Ok(answer) => {
                     let home = Home { kept: self.kept.clone(), to };
                     return Ok(answer.map(|()| Arriving { line: Some(line), home }));
@@ -204,12 +207,12 @@ impl Kept {
         }
     }
 
-    fn keep(&self, to: To, wire: Box<Line>) {
+    fn keep(&self, to: To, line: Box<Line>) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // fewer requests leave connections that are not asked for again
         let old = kept.iter().take_while(|(_, since, _)| since.elapsed() >= IDLE).count();
         kept.drain(..old);
-        kept.push((to, Instant::now(), wire));
+        kept.push((to, Instant::now(), line));
     }
 }
 

@@ -375,10 +375,10 @@ fn framing(answer: &Response<()>, is_head: bool) -> io::Result<Framing> {
     // digits alone: a sign would parse, too
     let is_number = length.bytes().all(|byte| byte.is_ascii_digit());
     match length.parse() {
-        Ok(0) if is_number && lengths.all(|other| other == length) => Ok(Framing::Done),
-        Ok(bytes) if is_number && lengths.all(|other| other == length) => {
-            Ok(Framing::Length(bytes))
-        }
+        Ok(bytes) if is_number && lengths.all(|other| other == length) => Ok(match bytes {
+            0 => Framing::Done,
+            bytes => Framing::Length(bytes),
+        }),
         _ => Err(malformed("the answer's Content-Length is no number")),
     }
 }

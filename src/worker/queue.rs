@@ -59,6 +59,22 @@ impl State {
         Some(unit)
     }
 
+    /// The next action, if there is one now.
+    ///
+    /// # Errors
+    /// The plan's failure, once: for the others there is nothing more to do.
+    fn action(&mut self) -> Result<Option<Action>, Failure> {
+        if let Some(action) = self.planned.pop_front() {
+            self.units += 1;
+            return Ok(Some(action));
+        }
+        if let Some(Err(failure)) = self.ended.take_if(|ended| ended.is_err()) {
+            self.ended = Some(Ok(()));
+            return Err(failure);
+        }
+        Ok(None)
+    }
+
     /// Nothing is left, and nothing that is under way can bring more.
     fn is_done(&self) -> bool {
         matches!(self.ended, Some(Ok(())))
@@ -134,30 +150,20 @@ impl Queue {
         loop {
             let mut more = pin!(self.more.notified());
             more.as_mut().enable();
-            if let Some(unit) = self.ready(pace) {
-                self.wake_another(pace);
-                return Ok(Some((unit, Taken { queue: self, is_part: true })));
+            if let Some(taken) = self.part(pace) {
+                return Ok(Some(taken));
             }
             let turn = self.turn.lock().await;
             // whoever had the turn before may have opened a large object
-            if let Some(unit) = self.ready(pace) {
-                self.wake_another(pace);
-                return Ok(Some((unit, Taken { queue: self, is_part: true })));
+            if let Some(taken) = self.part(pace) {
+                return Ok(Some(taken));
             }
             let action = {
                 let mut state = self.state();
                 if state.is_done() {
                     return Ok(None);
                 }
-                let action = state.planned.pop_front();
-                match (&action, &mut state.ended) {
-                    (Some(_), _) => state.units += 1,
-                    (None, Some(Err(_))) => match state.ended.replace(Ok(())) {
-                        Some(Err(failure)) => return Err(failure),
-                        _ => return Ok(None),
-                    },
-                    (None, _) => {}
-                }
+                let action = state.action()?;
                 if state.planned.len() == AHEAD / 2 {
                     self.room.notify_waiters();
                 }
@@ -165,9 +171,6 @@ impl Queue {
             };
             let Some(action) = action else {
                 drop(turn);
-                if let Some(unit) = self.take_part() {
-                    return Ok(Some((unit, Taken { queue: self, is_part: true })));
-                }
                 let _waiting = pace.waiting();
                 more.await;
                 continue;
@@ -195,17 +198,17 @@ impl Queue {
 
     /// A part, if it is a part's turn: parts want bandwidth and small objects want requests, so
     /// while there are both, each gets half of the requests.
-    fn ready(&self, pace: &Pace) -> Option<Unit> {
-        let mut state = self.state();
-        let small_waits = !state.planned.is_empty() && state.larges.len() < OPEN_LARGE;
-        if small_waits && state.parts >= pace.level().div_ceil(2) {
-            return None;
-        }
-        state.part()
-    }
-
-    fn take_part(&self) -> Option<Unit> {
-        self.state().part()
+    fn part<'a>(&'a self, pace: &Pace) -> Option<(Unit, Taken<'a>)> {
+        let unit = {
+            let mut state = self.state();
+            let small_waits = !state.planned.is_empty() && state.larges.len() < OPEN_LARGE;
+            if small_waits && state.parts >= pace.level().div_ceil(2) {
+                return None;
+            }
+            state.part()?
+        };
+        self.wake_another(pace);
+        Some((unit, Taken { queue: self, is_part: true }))
     }
 
     /// The parts of a large object are there to be taken.

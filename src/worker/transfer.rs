@@ -301,26 +301,20 @@ impl Transfers {
         let wanted = Wanted::for_check(self.demands.expected(&stated), self.demands.sha256);
         let mut body = match usize::try_from(size) {
             Ok(size) if size <= SMALL => Body::Held(Held { size, ..Held::default() }),
-            _ => Body::Written(self.stage(&name, &entry, size).await?.writer(0)),
+            _ => {
+                let staged = self.naming.run(self.staging(&name, &entry, size)?).await?;
+                Body::Written(Arc::new(staged).writer(0))
+            }
         };
         let digests = self.receive(answer, wanted, &mut body).await?;
         match self.demands.judge(&stated, entry.sha256, &digests) {
             Judged::Sound(checked) => {
-                let (volume, calls) = (Arc::clone(&self.volume), Arc::clone(&self.writing));
-                let path = entry.file()?.clone();
+                let stage = self.staging(&name, &entry, size)?;
                 let finish = move || {
                     let staged = match body {
                         Body::Written(writer) => sole(writer.into_staged())?,
                         Body::Held(held) => {
-                            let staged = Staged::open(
-                                &volume,
-                                &calls,
-                                &name,
-                                &path,
-                                size,
-                                true,
-                                Direct::Off,
-                            )?;
+                            let staged = stage()?;
                             staged.write(held.bytes(), 0)?;
                             staged
                         }
@@ -341,12 +335,16 @@ impl Transfers {
         }
     }
 
-    /// Opens a new staged file for an object in one request.
-    async fn stage(&self, name: &str, entry: &Entry, size: u64) -> Result<Arc<Staged>, Failure> {
+    /// The call that opens a new staged file for an object in one request.
+    fn staging(
+        &self,
+        name: &str,
+        entry: &Entry,
+        size: u64,
+    ) -> Result<impl FnOnce() -> Result<Staged, Failure> + Send + 'static + use<>, Failure> {
         let (volume, calls) = (Arc::clone(&self.volume), Arc::clone(&self.writing));
         let (name, path) = (name.to_owned(), entry.file()?.clone());
-        let open = move || Staged::open(&volume, &calls, &name, &path, size, true, Direct::Off);
-        Ok(Arc::new(self.naming.run(open).await?))
+        Ok(move || Staged::open(&volume, &calls, &name, &path, size, true, Direct::Off))
     }
 
     /// Finishes a staged file and commits it.

@@ -103,19 +103,12 @@ impl Transport {
         Self { kept: Arc::default(), ..self.clone() }
     }
 
-    /// Sends a request and waits for the headers of its answer.
+    /// Sends a request and waits at most `timeout` for the headers of its answer. A connection to be
+    /// opened has its own time before that, so that it is known which of the two did not come.
     pub(super) async fn send(
         &self,
-        request: Request<Bytes>,
-        timeout: Duration,
-    ) -> Result<Response<Arriving>, SendError> {
-        let sent = tokio::time::timeout(timeout, self.send_unhurried(request)).await;
-        sent.unwrap_or(Err(SendError::Late))
-    }
-
-    async fn send_unhurried(
-        &self,
         mut request: Request<Bytes>,
+        timeout: Duration,
     ) -> Result<Response<Arriving>, SendError> {
         // a proxy for plain HTTP sees the request itself; a tunnel was authorized when it was dug
         if request.uri().scheme() == Some(&Scheme::HTTP)
@@ -138,7 +131,9 @@ impl Transport {
                 true => request.uri().to_string().into(),
                 false => origin(request.uri()).into(),
             };
-            match line.wire.exchange(&request, &target).await {
+            let exchange = line.wire.exchange(&request, &target);
+            let answer = tokio::time::timeout(timeout, exchange).await;
+            match answer.map_err(|_| SendError::Late)? {
                 Ok(answer) => {
                     let home = Home { kept: self.kept.clone(), to };
                     return Ok(answer.map(|()| Arriving { line: Some(line), home }));

@@ -14,6 +14,8 @@
 
 mod apply;
 mod build;
+#[allow(dead_code, unused_imports, reason = "no pass uses it yet")]
+mod cpfs;
 pub mod crd;
 mod decide;
 mod error;

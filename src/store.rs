@@ -26,6 +26,7 @@ mod providers;
 mod read_only;
 mod retry;
 mod rrsa;
+pub(crate) mod service;
 mod sign;
 mod stated;
 mod transport;

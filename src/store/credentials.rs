@@ -19,10 +19,10 @@ use super::sign::{self, SigningKey};
 const REFRESH_PAUSE: Duration = Duration::from_secs(10);
 
 /// An access key, with the token and the expiry of a temporary one.
-pub(super) struct Credential {
-    pub(super) id: String,
+pub(crate) struct Credential {
+    pub(crate) id: String,
     secret: String,
-    pub(super) token: Option<String>,
+    pub(crate) token: Option<String>,
     expires: Option<DateTime<Utc>>,
     /// The key that signs one day's requests, and that day; derived at its first request.
     signing_key: Mutex<Option<(String, SigningKey)>>,
@@ -62,8 +62,13 @@ impl Credential {
         }
     }
 
+    /// What signs.
+    pub(crate) fn secret(&self) -> &str {
+        &self.secret
+    }
+
     /// What must not be shown.
-    pub(super) fn secrets(&self) -> [&str; 2] {
+    pub(crate) fn secrets(&self) -> [&str; 2] {
         [&self.secret, self.token.as_deref().unwrap_or_default()]
     }
 

@@ -77,7 +77,7 @@ impl RetryPolicy {
 
 /// Failures in a row without progress, and the repairs already tried since.
 #[derive(Debug, Default)]
-pub(super) struct Attempts {
+pub(crate) struct Attempts {
     failed: u32,
     /// How often the clock was corrected since the last progress.
     pub(super) clock_set: u32,
@@ -92,7 +92,7 @@ impl Attempts {
     }
 
     /// How many attempts have failed since the last progress.
-    pub(super) fn failed(&self) -> u32 {
+    pub(crate) fn failed(&self) -> u32 {
         self.failed
     }
 
@@ -102,7 +102,7 @@ impl Attempts {
     /// - `elapsed`: since the last progress
     /// - `patient`: whether the source has ever answered
     /// - `dice`: in `0.0..1.0`
-    pub(super) fn pause(
+    pub(crate) fn pause(
         &mut self,
         policy: &RetryPolicy,
         asked: Option<Duration>,

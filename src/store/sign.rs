@@ -178,7 +178,7 @@ fn always_signed_by_oss(name: &str) -> bool {
 }
 
 /// Percent-encodes all bytes but RFC 3986's unreserved ones, and `/` if `keep_slash`.
-pub(super) fn encode(text: &str, keep_slash: bool) -> String {
+pub(crate) fn encode(text: &str, keep_slash: bool) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     encode_into(&mut out, text, keep_slash);
     out

@@ -14,7 +14,6 @@
 
 mod apply;
 mod build;
-#[allow(dead_code, unused_imports, reason = "no pass uses it yet")]
 mod cpfs;
 pub mod crd;
 mod decide;
@@ -43,6 +42,7 @@ use kube::runtime::controller;
 use kube::{Client, Config, ResourceExt};
 use tokio::net::TcpListener;
 
+use self::cpfs::Nas;
 pub use self::error::{Answer, Error};
 use self::events::Recorder;
 pub use self::manifests::{ManifestsArgs, manifests};
@@ -77,6 +77,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()> + Send) -> R
     let health = Arc::new(Health { metrics: Metrics::new(), ready: AtomicBool::new(false) });
     let serving = tokio::spawn(serve::serve(listener, health.clone()));
 
+    let nas = Nas::from_env(settings.vpc)?;
     let client = connect().await?;
     health.ready.store(true, Ordering::Relaxed);
     let result = if settings.gates.volume_populator {
@@ -91,7 +92,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()> + Send) -> R
                 health.metrics.leads(true);
                 let result = tokio::select! {
                     () = stop => Ok(()),
-                    () = work(client, settings, identity, health.clone()) => Err(Error::Ended),
+                    () = work(client, nas, settings, identity, health.clone()) => Err(Error::Ended),
                     () = lease.lost() => Err(Error::Deposed),
                 };
                 lease.release().await;
@@ -117,12 +118,12 @@ async fn connect() -> Result<Client, Error> {
     Ok(client)
 }
 
-async fn work(client: Client, settings: Settings, identity: String, health: Arc<Health>) {
+async fn work(client: Client, nas: Nas, settings: Settings, identity: String, health: Arc<Health>) {
     lead::register(&client).await;
     let (caches, claims, sources) = watches::start(&client, &settings);
     let (claim_store, source_store) = (caches.claims.clone(), caches.sources.clone());
     let recorder = Recorder::new(client.clone(), identity);
-    let observer = Observer { client: client.clone(), caches, settings };
+    let observer = Observer { client: client.clone(), nas, caches, settings };
     let context = Arc::new(Context::new(client, observer, recorder, health));
     let forgetful = context.clone();
     // a pass waits for caches to be full: what is missing in them would look deleted

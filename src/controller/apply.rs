@@ -9,11 +9,14 @@ use kube::api::{
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 
+use super::cpfs::Nas;
 use super::decide::Action;
 use super::observe::Seen;
 use super::observed::Source;
 use super::settings::Settings;
 use super::{Answer, Error, build, names};
+
+mod dataflow;
 
 /// Who writes, in managed fields.
 pub(super) const MANAGER: &str = "ossvp";
@@ -21,6 +24,7 @@ pub(super) const MANAGER: &str = "ossvp";
 /// Does `action` to what was `seen`.
 pub(super) async fn apply(
     client: &Client,
+    nas: &Nas,
     settings: &Settings,
     seen: &Seen,
     action: &Action,
@@ -77,6 +81,34 @@ pub(super) async fn apply(
             let text = serde_json::to_string(failure).expect("plain strings and numbers serialise");
             let note = json!({"op": "add", "path": build::pointer(names::FAILURE), "value": text});
             patched(&primes(), prime, json!([unchanged(prime), note])).await.map_err(failed)
+        }
+        Action::PlanDataflow
+        | Action::CreateFlow
+        | Action::NoteFlow(_)
+        | Action::CreateTask
+        | Action::CancelTask(_)
+        | Action::DeleteFlow(_) => {
+            let prime = prime()?;
+            let plan = dataflow::apply(nas, seen, action).await?;
+            let Some(plan) = plan else { return Ok(()) };
+            let text = serde_json::to_string(&plan).expect("plain strings and numbers serialise");
+            let path = build::pointer(names::DATA_FLOW);
+            let note = json!({"op": "add", "path": path, "value": text});
+            patched(&primes(), prime, json!([unchanged(prime), note])).await.map_err(failed)
+        }
+        Action::ProtectPrime => {
+            let prime = prime()?;
+            let patch = finalizers(prime, |finalizers| {
+                finalizers.push(names::DATA_FLOW_FINALIZER.to_owned());
+            });
+            patched(&primes(), prime, patch).await.map_err(failed)
+        }
+        Action::ReleasePrime => {
+            let prime = prime()?;
+            let patch = finalizers(prime, |finalizers| {
+                finalizers.retain(|it| it != names::DATA_FLOW_FINALIZER);
+            });
+            patched(&primes(), prime, patch).await.map_err(failed)
         }
         Action::Rebind => {
             let volume = seen.volume.as_ref().ok_or_else(|| gone("volume"))?;

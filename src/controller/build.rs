@@ -34,12 +34,12 @@ const OUTCOME: &str = "/dev/termination-log";
 const CA_FOLDER: &str = "/etc/ossvp/ca";
 const CA_FILE: &str = "ca.crt";
 /// As ACK's own webhook mounts it.
-const TOKEN_FOLDER: &str = "/var/run/secrets/ack.alibabacloud.com/rrsa-tokens";
-const TOKEN_FILE: &str = "token";
+pub(super) const TOKEN_FOLDER: &str = "/var/run/secrets/ack.alibabacloud.com/rrsa-tokens";
+pub(super) const TOKEN_FILE: &str = "token";
 /// Whom the token is for: STS checks it.
-const TOKEN_AUDIENCE: &str = "sts.aliyuncs.com";
+pub(super) const TOKEN_AUDIENCE: &str = "sts.aliyuncs.com";
 /// The kubelet renews the token when four fifths of it are over; ACK allows up to 12 hours.
-const TOKEN_SECONDS: i64 = 3600;
+pub(super) const TOKEN_SECONDS: i64 = 3600;
 
 /// User and group of a worker that no one gave any: the one that images call `nonroot`.
 const NOBODY: i64 = 65532;
@@ -421,6 +421,8 @@ fn environment(generic: &Generic, access: &Access, worker: &WorkerSettings) -> V
             environment.push(entry("OSS_ACCESS_KEY_SECRET", &keys.secret));
             environment.extend(keys.token.as_ref().map(|key| entry("OSS_SESSION_TOKEN", key)));
         }
+        // no worker reads for CPFS
+        Access::Cpfs => {}
         Access::Role { account: _ } => {
             if let Some(role) = &generic.rrsa_configs {
                 environment.push(value("ALIBABA_CLOUD_ROLE_ARN", &role.role_arn));

@@ -19,6 +19,5 @@ mod tests;
 
 pub(crate) use self::client::Nas;
 pub(crate) use self::error::NasError;
-pub(crate) use self::filesets::Fileset;
 pub(crate) use self::flows::{DataFlow, NewDataFlow};
-pub(crate) use self::tasks::{NewTask, Report, Task};
+pub(crate) use self::tasks::{NewTask, Task};

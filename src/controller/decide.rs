@@ -20,14 +20,18 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
+use self::dataflow::Left;
 use super::crd::Phase;
 use super::names;
+use super::observed::dataflow::Plan;
 use super::observed::{
     Class, Ended, Failure, Observed, Prime, PrimePhase, Source, Stray, Target, Volume, Worker,
     WorkerState,
 };
+use super::policy::Access;
 use super::words;
 
+mod dataflow;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
@@ -56,6 +60,20 @@ pub(crate) enum Action {
     DeletePods(Vec<Stray>),
     /// Notes on the prime PVC that the population failed for good.
     RecordFailure(Failure),
+    /// Notes on the prime PVC what CPFS is to be asked for.
+    PlanDataflow,
+    /// The prime PVC must not go before what CPFS makes for it.
+    ProtectPrime,
+    /// CPFS is asked for a data flow.
+    CreateFlow,
+    /// Notes on the prime PVC which data flow is used.
+    NoteFlow(String),
+    /// CPFS is asked to import.
+    CreateTask,
+    CancelTask(String),
+    DeleteFlow(String),
+    /// CPFS has nothing of ours any more.
+    ReleasePrime,
     /// The filled volume becomes the claim's: the one step that hands data over.
     Rebind,
     DeleteJob,
@@ -74,6 +92,14 @@ impl Action {
             Self::CreateJob => "CreateJob",
             Self::DeletePods(_) => "DeletePods",
             Self::RecordFailure(_) => "RecordFailure",
+            Self::PlanDataflow => "PlanDataflow",
+            Self::ProtectPrime => "ProtectPrime",
+            Self::CreateFlow => "CreateFlow",
+            Self::NoteFlow(_) => "NoteFlow",
+            Self::CreateTask => "CreateTask",
+            Self::CancelTask(_) => "CancelTask",
+            Self::DeleteFlow(_) => "DeleteFlow",
+            Self::ReleasePrime => "ReleasePrime",
             Self::Rebind => "Rebind",
             Self::DeleteJob => "DeleteJob",
             Self::DeletePrime => "DeletePrime",
@@ -89,7 +115,17 @@ impl Action {
             }
             Self::CreateJob => ("PopulatorCreationError", "the worker cannot be started"),
             Self::Rebind => ("PopulatorRebindError", "the filled volume cannot be handed over"),
+            Self::PlanDataflow => {
+                ("PopulatorDataflowError", "the volume's place in CPFS cannot be found")
+            }
+            Self::CreateFlow => ("PopulatorDataflowError", "CPFS makes no data flow"),
+            Self::CreateTask => ("PopulatorDataflowError", "CPFS does not begin the import"),
+            Self::CancelTask(_) => ("PopulatorDataflowError", "CPFS does not cancel the import"),
+            Self::DeleteFlow(_) => ("PopulatorDataflowError", "CPFS does not delete the data flow"),
             Self::AddFinalizer
+            | Self::ProtectPrime
+            | Self::NoteFlow(_)
+            | Self::ReleasePrime
             | Self::UnselectNode
             | Self::DeletePods(_)
             | Self::RecordFailure(_)
@@ -173,16 +209,36 @@ impl Decision {
         }
     }
 
-    /// Deletes the Job, then the prime PVC, each after the other is gone; `last` is done when
-    /// neither is left.
+    /// Deletes the Job, what CPFS has, then the prime PVC, each after the other is gone; `last` is done
+    /// when nothing is left.
     fn tear_down(self, seen: &Observed, last: Option<Action>) -> Self {
         match (&seen.worker, &seen.prime) {
             (Some(worker), _) if worker.deleting => self.look_again(),
             (Some(_), _) => self.act(Action::DeleteJob),
             _ if !seen.strays.is_empty() => self.remove(&seen.strays),
-            (None, Some(prime)) if prime.deleting => self.look_again(),
-            (None, Some(_)) => self.act(Action::DeletePrime),
+            (None, Some(prime)) => match dataflow::left(seen, prime) {
+                Left::Nothing if !prime.deleting => self.act(Action::DeletePrime),
+                Left::Nothing if prime.protected => self.act(Action::ReleasePrime),
+                Left::Nothing => self.look_again(),
+                left => self.undo(left),
+            },
             (None, None) => Self { action: last, ..self },
+        }
+    }
+
+    /// Undoes what is left in CPFS, a step at a time.
+    fn undo(mut self, left: Left) -> Self {
+        match left {
+            Left::Nothing => self,
+            Left::Undo(action) => self.act(action),
+            Left::Wait(what, reason) => {
+                self.message = format!("{}: {what}", self.message);
+                match reason {
+                    Some(reason) => self.warn_of(reason, &what),
+                    None => self,
+                }
+                .look_again()
+            }
         }
     }
 }
@@ -206,6 +262,7 @@ pub(crate) fn decide(seen: &Observed, now: Timestamp) -> Decision {
 
 fn clean_up(seen: &Observed, target: &Target, since: Timestamp, now: Timestamp) -> Decision {
     let left = match (&seen.worker, &seen.prime) {
+        (None, Some(prime)) if prime.protected => "its data flow",
         (None, _) if !seen.strays.is_empty() => "its worker's Pods",
         (Some(_), _) => "its worker",
         (None, Some(_)) => "its prime PVC",
@@ -258,12 +315,32 @@ fn hand_over(seen: &Observed, target: &Target, volume: &str, now: Timestamp) -> 
                 happened: Some(now),
             })
         }
-        (true, None) => Decision::new(Phase::Finished, words::POPULATED),
+        (true, None) => {
+            let finished = Decision::new(Phase::Finished, words::POPULATED);
+            match seen.dataflow.task() {
+                None => finished,
+                Some(task) => finished.tell(Notice {
+                    warning: false,
+                    reason: "PopulatorFinished",
+                    key: task.id.clone(),
+                    message: words::imported(task),
+                    happened: Some(now),
+                }),
+            }
+        }
         (false, _) => {
             let message = format!("the claim was bound to volume {volume}, which is not populated");
             Decision::new(Phase::Finished, message).warn("PopulatorNotUsed")
         }
     };
+    let lazy = |prime: &Prime| !prime.deleting && prime.plan.as_ref().is_some_and(Plan::is_lazy);
+    if ours && seen.prime.as_ref().is_some_and(lazy) {
+        // files are read by way of the data flow: it stays for as long as the claim does
+        return match target.finalizer {
+            true => finished,
+            false => finished.act(Action::AddFinalizer),
+        };
+    }
     finished.tear_down(seen, target.finalizer.then_some(Action::RemoveFinalizer))
 }
 
@@ -318,7 +395,10 @@ fn fill(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
             .act(Action::AddFinalizer);
     }
     if let Some(failure) = &prime.failure {
-        return Decision::new(Phase::Failed, &failure.message).warn("PopulatorFailed");
+        // what it did in CPFS is of no use, and a file system has few data flows
+        return Decision::new(Phase::Failed, &failure.message)
+            .warn("PopulatorFailed")
+            .undo(dataflow::left(seen, prime));
     }
     if prime.phase == PrimePhase::Pending {
         return provision(seen, target, prime);
@@ -327,7 +407,14 @@ fn fill(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
         let message = "the prime PVC's volume is not bound to it; waiting for the PV controller";
         return Decision::new(Phase::Provisioning, message).look_again();
     };
+    if prime.plan.is_some() || by_cpfs(&seen.source) {
+        return dataflow::populate(seen, prime, volume, now);
+    }
     populate(seen, target, prime, volume, now)
+}
+
+fn by_cpfs(source: &Source) -> bool {
+    matches!(source, Source::Usable { access: Access::Cpfs, .. })
 }
 
 fn usable(volume: &Volume, prime: &Prime) -> bool {
@@ -351,7 +438,11 @@ fn begin(seen: &Observed, target: &Target) -> Decision {
         return waiting(message).warn("PopulatorDataSourceNotFound");
     }
     let waits_for_consumer = match &seen.class {
-        Class::Dynamic { waits_for_consumer } => *waits_for_consumer,
+        Class::Dynamic { cpfs, .. } if *cpfs != by_cpfs(&seen.source) => {
+            let message = words::other_mode(*cpfs);
+            return Decision::new(Phase::Failed, message).warn("PopulatorUnsupportedClaim");
+        }
+        Class::Dynamic { waits_for_consumer, .. } => *waits_for_consumer,
         Class::Unnamed => {
             let message = "the claim names no storageClassName, and the cluster gave it no default; waiting for one";
             return waiting(message).warn("PopulatorStorageClassNotFound");
@@ -385,7 +476,7 @@ fn replace(seen: &Observed, message: &str) -> Decision {
 
 /// The prime PVC has no volume yet.
 fn provision(seen: &Observed, target: &Target, prime: &Prime) -> Decision {
-    let waits = matches!(seen.class, Class::Dynamic { waits_for_consumer: true });
+    let waits = matches!(seen.class, Class::Dynamic { waits_for_consumer: true, .. });
     // one that was made for no node is of a class that did not wait then
     if waits && (prime.made_for_node.is_none() || prime.made_for_node != target.selected_node) {
         return replace(seen, "the scheduler chose another node");
@@ -504,19 +595,24 @@ fn under_way(seen: &Observed, worker: &Worker, created: Notice, now: Timestamp) 
     if let Some(ended) = worker.ended.as_ref().filter(|ended| !last(ended)) {
         decision.notices.push(retrying(worker, ended));
     }
-    if let Some(quarter) =
-        words::percent(worker).map(|percent| percent / 25 * 25).filter(|it| (25..100).contains(it))
-    {
-        decision.notices.push(Notice {
-            warning: false,
-            reason: "PopulatorProgress",
-            message: words::progress(worker),
-            key: format!("{} {quarter}", worker.uid),
-            // a transfer of hours tells again where it is
-            happened: None,
-        });
-    }
+    decision.notices.extend(
+        words::percent(worker)
+            .and_then(|percent| progress(&worker.uid, percent, words::progress(worker))),
+    );
     decision.look_again()
+}
+
+/// Each quarter of the way is told.
+fn progress(of: &str, percent: u64, message: String) -> Option<Notice> {
+    let quarter = percent / 25 * 25;
+    (25..100).contains(&quarter).then(|| Notice {
+        warning: false,
+        reason: "PopulatorProgress",
+        message,
+        key: format!("{of} {quarter}"),
+        // a transfer of hours tells again where it is
+        happened: None,
+    })
 }
 
 fn retrying(worker: &Worker, ended: &Ended) -> Notice {

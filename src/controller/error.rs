@@ -1,6 +1,8 @@
 //! What the controller cannot do.
 
+use super::cpfs::NasError;
 use super::pass::LONGEST_PASS;
+use super::words;
 
 /// What the controller cannot do.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +70,9 @@ pub enum Error {
         /// What was needed.
         what: &'static str,
     },
+    /// What CPFS says, and what helps.
+    #[error("{0}")]
+    Cpfs(String),
     /// A spec that passed and does not any more.
     #[error("{0}")]
     Refused(String),
@@ -96,6 +101,12 @@ impl std::fmt::Display for Answer {
 }
 
 impl std::error::Error for Answer {}
+
+impl From<NasError> for Error {
+    fn from(error: NasError) -> Self {
+        Self::Cpfs(words::cpfs(&error))
+    }
+}
 
 impl Error {
     pub(super) fn read(kind: &str, name: &str, error: kube::Error) -> Self {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::crd::{GROUP, KIND, OSSVolumePopulator};
 use super::settings::{CONTROLLER_NAMESPACE, ControllerArgs, Security};
-use super::{lead, names};
+use super::{build, lead, names};
 
 /// Print what `kubectl apply -f -` needs: namespaces, resource definition, rights, controller
 #[derive(Debug, Clone, Args)]
@@ -22,6 +22,25 @@ pub struct ManifestsArgs {
     /// How many controllers there are, of which one leads
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(i32).range(0..=10))]
     pub replicas: i32,
+
+    /// The RAM role by which the controller asks CPFS for data flows (mode bmcpfs-dataflow), such as
+    /// acs:ram::1234567:role/ossvp-controller; it must trust the controller's service account
+    #[arg(
+        long,
+        value_name = "ARN",
+        requires = "cpfs_oidc_provider_arn",
+        conflicts_with = "cpfs_secret",
+        help_heading = "CPFS"
+    )]
+    pub cpfs_role_arn: Option<String>,
+
+    /// The cluster's OIDC provider, such as acs:ram::1234567:oidc-provider/ack-rrsa-c1234
+    #[arg(long, value_name = "ARN", requires = "cpfs_role_arn", help_heading = "CPFS")]
+    pub cpfs_oidc_provider_arn: Option<String>,
+
+    /// Instead of a role, a Secret of the controller's namespace with accessKeyId and accessKeySecret
+    #[arg(long, value_name = "NAME", help_heading = "CPFS")]
+    pub cpfs_secret: Option<String>,
 
     /// Also print the VolumePopulator that makes the kind known to Kubernetes' volume data source
     /// validator: only for a cluster that has its resource definition, and where the controller may
@@ -48,7 +67,16 @@ struct ControllerLine {
 /// # Errors
 /// What the controller would say of its arguments.
 pub fn manifests(args: &ManifestsArgs) -> Result<String, clap::Error> {
-    let ManifestsArgs { image, namespace, replicas, volume_populator, controller } = args;
+    let ManifestsArgs {
+        image,
+        namespace,
+        replicas,
+        cpfs_role_arn,
+        cpfs_oidc_provider_arn,
+        cpfs_secret,
+        volume_populator,
+        controller,
+    } = args;
     let own = [format!("--worker-image={image}"), format!("--lease-namespace={namespace}")];
     let line: Vec<String> = own.into_iter().chain(controller.iter().cloned()).collect();
     let program = std::iter::once("ossvp controller".to_owned());
@@ -58,7 +86,15 @@ pub fn manifests(args: &ManifestsArgs) -> Result<String, clap::Error> {
     documents.extend(accounts(namespace, &parsed.namespace));
     documents.extend(rights(namespace, &parsed));
     let port = parsed.listen.port();
-    documents.push(deployment(namespace, image, *replicas, &line, port));
+    let mut deployment = deployment(namespace, image, *replicas, &line, port);
+    let pod = &mut deployment["spec"]["template"]["spec"];
+    if let (Some(role), Some(provider)) = (cpfs_role_arn, cpfs_oidc_provider_arn) {
+        with_role(pod, role, provider);
+    }
+    if let Some(secret) = cpfs_secret {
+        pod["containers"][0]["env"] = key_pair(secret);
+    }
+    documents.push(deployment);
     if *volume_populator {
         documents.push(json!({
             "apiVersion": "populator.storage.k8s.io/v1beta1",
@@ -71,6 +107,38 @@ pub fn manifests(args: &ManifestsArgs) -> Result<String, clap::Error> {
         .iter()
         .map(|document| serde_saphyr::to_string(document).expect("JSON without NaN is YAML"));
     Ok(texts.map(|text| format!("---\n{}\n", text.trim_end())).collect())
+}
+
+/// The controller assumes a RAM role by its service account's token, as workers do.
+fn with_role(pod: &mut Value, role: &str, provider: &str) {
+    let file = format!("{}/{}", build::TOKEN_FOLDER, build::TOKEN_FILE);
+    pod["containers"][0]["env"] = json!([
+        {"name": "ALIBABA_CLOUD_ROLE_ARN", "value": role},
+        {"name": "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "value": provider},
+        {"name": "ALIBABA_CLOUD_OIDC_TOKEN_FILE", "value": file},
+    ]);
+    pod["containers"][0]["volumeMounts"] =
+        json!([{"name": "rrsa-token", "mountPath": build::TOKEN_FOLDER, "readOnly": true}]);
+    pod["volumes"] = json!([{"name": "rrsa-token", "projected": {"sources": [
+        {"serviceAccountToken": {
+            "path": build::TOKEN_FILE,
+            "audience": build::TOKEN_AUDIENCE,
+            "expirationSeconds": build::TOKEN_SECONDS,
+        }},
+    ]}}]);
+}
+
+fn key_pair(secret: &str) -> Value {
+    let entry = |variable: &str, key: &str| {
+        json!({
+            "name": variable,
+            "valueFrom": {"secretKeyRef": {"name": secret, "key": key}},
+        })
+    };
+    json!([
+        entry("ALIBABA_CLOUD_ACCESS_KEY_ID", "accessKeyId"),
+        entry("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "accessKeySecret"),
+    ])
 }
 
 fn labels() -> Value {

@@ -17,6 +17,10 @@ pub(crate) const FAILURE: &str = "storage.alibabacloud.com/failure";
 pub(crate) const PRIME_UID: &str = "storage.alibabacloud.com/prime-uid";
 /// On the Job, as annotation: what its Pods prove themselves with, and which version of it.
 pub(crate) const ACCESS: &str = "storage.alibabacloud.com/access";
+/// On the prime PVC, as annotation: what CPFS is asked for, as JSON.
+pub(crate) const DATA_FLOW: &str = "storage.alibabacloud.com/data-flow";
+/// Keeps a prime PVC until CPFS has nothing more that was made for it.
+pub(crate) const DATA_FLOW_FINALIZER: &str = "storage.alibabacloud.com/data-flow-protection";
 /// On the PV, as annotation: namespace of the claim and name of the resource.
 pub(crate) const POPULATED_FROM: &str = "storage.alibabacloud.com/populated-from";
 /// On Secrets and service accounts of the populator namespace, as annotation: the namespaces whose
@@ -24,6 +28,9 @@ pub(crate) const POPULATED_FROM: &str = "storage.alibabacloud.com/populated-from
 pub(crate) const ALLOWED_NAMESPACES: &str = "storage.alibabacloud.com/allowed-namespaces";
 /// On service accounts of the populator namespace, as annotation: the RAM role that is granted.
 pub(crate) const ROLE_ARN: &str = "storage.alibabacloud.com/role-arn";
+/// On service accounts of the populator namespace, as annotation: the bucket that CPFS may be asked
+/// for (`--require-grant`).
+pub(crate) const BUCKET: &str = "storage.alibabacloud.com/bucket";
 /// On everything that the controller makes.
 pub(crate) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "ossvp");
 
@@ -38,6 +45,11 @@ pub(crate) const CONTAINER: &str = "populate";
 /// The name of a claim's prime PVC.
 pub(crate) fn prime(uid: &str) -> String {
     format!("prime-{uid}")
+}
+
+/// What marks a data flow as made for a prime PVC: its description.
+pub(crate) fn data_flow(prime_uid: &str) -> String {
+    format!("ossvp-{prime_uid}")
 }
 
 /// The name of a claim's Job.

@@ -16,14 +16,15 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
+use super::cpfs::{Nas, NasError};
 use super::crd::{KIND, OSSVolumePopulator};
-use super::names;
+use super::observed::dataflow::{Dataflow, Known, Plan};
 use super::observed::{
     Class, Observed, Prime, PrimePhase, Source, Stray, Target, Volume, Worker, WorkerState,
 };
 use super::policy::{self, Credentials, SecretSeen};
 use super::settings::Settings;
-use super::{Error, build};
+use super::{Error, build, names, words};
 use crate::handoff::Progress;
 
 /// Lines of a worker's log in which the newest progress is looked for: it writes one every 10 s, and
@@ -35,6 +36,9 @@ const LOG_BYTES: i64 = 64 << 10;
 const FIRST_LISTS: Duration = Duration::from_secs(30);
 /// How long a kubelet may take to answer: progress is shown, never waited for.
 const LOG_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the NAS API says of a file system that is gone.
+const NO_FILE_SYSTEM: &str = "InvalidFileSystem.NotFound";
 
 /// What the watches hold.
 pub(super) struct Caches {
@@ -118,6 +122,7 @@ pub(super) fn source_of(claim: &PersistentVolumeClaim) -> Option<&str> {
 
 pub(super) struct Observer {
     pub(super) client: Client,
+    pub(super) nas: Nas,
     pub(super) caches: Caches,
     pub(super) settings: Settings,
 }
@@ -192,6 +197,10 @@ impl Observer {
                 api.get_opt(&name).await.map_err(|error| Error::read("PV", &name, error))?
             }
         };
+        let dataflow = match &prime_facts {
+            Some(prime) => self.dataflow(prime).await,
+            None => Dataflow::Unasked,
+        };
         let mut worker = job.as_deref().map(|job| Worker::of(job, &pods));
         let mut warning = None;
         if from == From::Caches {
@@ -214,6 +223,7 @@ impl Observer {
             volume: volume.as_ref().map(Volume::of),
             worker,
             strays: Stray::among(&pods, job.as_deref()),
+            dataflow,
             warning,
         };
         Ok(Seen { facts, target, source_name, source, prime, volume, job })
@@ -223,25 +233,56 @@ impl Observer {
     /// are looked at again by the API server and the kubelet when a Pod uses them.
     pub(super) fn admit(&self, source: &OSSVolumePopulator, namespace: &str) -> Source {
         let generic = source.spec.generic.as_ref();
-        let credentials = generic.and_then(|generic| {
-            if let Some(name) = &generic.secret_ref {
-                let here = ObjectRef::new(name).within(&self.settings.namespace);
-                let found = self.caches.secrets.get(&here).map(|secret| seen_secret(&secret));
-                return Some(Credentials::Secret { name: name.clone(), found });
-            }
-            let arn = generic.rrsa_configs.as_ref()?.role_arn.clone();
+        let granted = |annotation: &str, value: &str| {
             let accounts = self.caches.accounts.state();
-            let granting =
-                accounts.iter().filter(|it| it.annotations().get(names::ROLE_ARN) == Some(&arn));
+            let granting = accounts
+                .iter()
+                .filter(|it| it.annotations().get(annotation).map(String::as_str) == Some(value));
             let mut grants: Vec<_> =
                 granting.map(|it| (it.name_any(), allowed(it.as_ref()))).collect();
             grants.sort();
-            Some(Credentials::Role { arn, grants })
-        });
+            grants
+        };
+        let credentials = generic.map_or_else(
+            || Some(Credentials::Bucket { grants: granted(names::BUCKET, &source.spec.bucket) }),
+            |generic| {
+                if let Some(name) = &generic.secret_ref {
+                    let here = ObjectRef::new(name).within(&self.settings.namespace);
+                    let found = self.caches.secrets.get(&here).map(|secret| seen_secret(&secret));
+                    return Some(Credentials::Secret { name: name.clone(), found });
+                }
+                let arn = generic.rrsa_configs.as_ref()?.role_arn.clone();
+                let grants = granted(names::ROLE_ARN, &arn);
+                Some(Credentials::Role { arn, grants })
+            },
+        );
         match policy::admit(&source.spec, namespace, credentials.as_ref(), &self.settings) {
             Ok(access) => Source::Usable { digest: build::digest(&source.spec), access },
             Err(refusal) => Source::Refused(refusal),
         }
+    }
+
+    /// What CPFS has of a prime PVC's plan. That it cannot be asked is a fact too.
+    async fn dataflow(&self, prime: &Prime) -> Dataflow {
+        let Some(plan) = &prime.plan else { return Dataflow::Unasked };
+        match self.ask_cpfs(plan, &prime.uid).await {
+            Ok(known) => Dataflow::Known(known),
+            Err(error) => Dataflow::Unknown(words::cpfs(&error)),
+        }
+    }
+
+    async fn ask_cpfs(&self, plan: &Plan, prime: &str) -> Result<Known, NasError> {
+        let Plan { region, file_system, .. } = plan;
+        let flows = match self.nas.describe_data_flows(region, file_system).await {
+            // with it went what it had
+            Err(error) if error.code() == NO_FILE_SYSTEM => vec![],
+            flows => flows?,
+        };
+        let tasks = match Known::flow_of(plan, &flows) {
+            Some(flow) => self.nas.describe_data_flow_tasks(region, file_system, &flow.id).await?,
+            None => vec![],
+        };
+        Ok(Known::of(plan, prime, &flows, &tasks))
     }
 
     async fn class(&self, target: &PersistentVolumeClaim, from: From) -> Result<Class, Error> {

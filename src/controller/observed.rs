@@ -8,9 +8,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
+use self::dataflow::{Dataflow, Place, Plan};
 use super::names;
 use super::policy::{Access, Refusal};
 use crate::handoff::{Outcome, Progress};
+
+pub(crate) mod dataflow;
 
 /// One claim, and everything that is there for it.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +32,8 @@ pub(crate) struct Observed {
     pub(crate) worker: Option<Worker>,
     /// Worker Pods of no Job that is there: someone deleted it, and they may go on writing.
     pub(crate) strays: Vec<Stray>,
+    /// What CPFS has of the prime PVC's plan.
+    pub(crate) dataflow: Dataflow,
     /// The newest warning of others about prime PVC, Job or Pod, with its reason.
     pub(crate) warning: Option<String>,
 }
@@ -90,6 +95,8 @@ pub(crate) enum Class {
     Dynamic {
         /// `WaitForFirstConsumer`.
         waits_for_consumer: bool,
+        /// Whether they are CPFS for Lingjun's.
+        cpfs: bool,
     },
 }
 
@@ -107,6 +114,10 @@ pub(crate) struct Prime {
     pub(crate) digest: String,
     /// How the population failed for good.
     pub(crate) failure: Option<Failure>,
+    /// What CPFS is asked for.
+    pub(crate) plan: Option<Plan>,
+    /// Whether it has the finalizer for what CPFS has.
+    pub(crate) protected: bool,
 }
 
 /// What the PV controller says of the prime PVC.
@@ -145,6 +156,8 @@ pub(crate) struct Volume {
     /// Whether it was handed over by us once.
     pub(crate) populated: bool,
     pub(crate) resource_version: String,
+    /// Its place in CPFS, if it is there.
+    pub(crate) cpfs: Option<Place>,
 }
 
 /// The Job and its newest Pod.
@@ -263,7 +276,8 @@ impl Class {
             return Self::Static(name.to_owned());
         }
         let waits = class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer");
-        Self::Dynamic { waits_for_consumer: waits }
+        let cpfs = class.provisioner == dataflow::DRIVER;
+        Self::Dynamic { waits_for_consumer: waits, cpfs }
     }
 }
 
@@ -286,6 +300,10 @@ impl Prime {
             failure: annotations
                 .get(names::FAILURE)
                 .and_then(|failure| serde_json::from_str(failure).ok()),
+            plan: annotations
+                .get(names::DATA_FLOW)
+                .and_then(|plan| serde_json::from_str(plan).ok()),
+            protected: claim.finalizers().iter().any(|it| it == names::DATA_FLOW_FINALIZER),
         }
     }
 }
@@ -301,6 +319,7 @@ impl Volume {
             deleting: volume.metadata.deletion_timestamp.is_some(),
             populated: volume.annotations().contains_key(names::POPULATED_FROM),
             resource_version: volume.resource_version().unwrap_or_default(),
+            cpfs: Place::of(volume),
         }
     }
 }

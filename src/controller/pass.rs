@@ -106,7 +106,14 @@ async fn pass(key: &ClaimKey, context: &Context) -> Result<Requeue, Error> {
         tracing::warn!(error = crate::telemetry::chain(&error), "the status is behind");
     }
     let ClaimKey { namespace, name: pvc, uid: _ } = key;
-    let done = apply::apply(&context.client, &context.observer.settings, &seen, action).await;
+    let done = apply::apply(
+        &context.client,
+        &context.observer.nas,
+        &context.observer.settings,
+        &seen,
+        action,
+    )
+    .await;
     context.health.metrics.acted(action.name(), done.is_ok());
     match &done {
         Ok(()) => {

@@ -40,6 +40,11 @@ pub(crate) enum Credentials {
         /// The service accounts that carry it, and the namespaces that each allows.
         grants: Vec<(String, Vec<String>)>,
     },
+    /// None of the resource's own: CPFS reads the bucket, and the controller asks it to.
+    Bucket {
+        /// The service accounts that carry the bucket, and the namespaces that each allows.
+        grants: Vec<(String, Vec<String>)>,
+    },
 }
 
 /// A Secret, without its values.
@@ -72,9 +77,11 @@ pub(crate) struct KeyPair {
     pub(crate) token: Option<String>,
 }
 
-/// What a worker proves itself with, once it is allowed to.
+/// By whose rights the bucket is read, once it is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Access {
+    /// CPFS's own, for the controller that asks it.
+    Cpfs,
     /// A key pair of a Secret.
     Secret {
         /// Its name.
@@ -92,10 +99,10 @@ pub(crate) enum Access {
 }
 
 impl Access {
-    /// The service account that the worker runs as.
+    /// The service account that a worker runs as.
     pub(crate) fn account(&self) -> &str {
         match self {
-            Self::Secret { .. } => names::WORKER_ACCOUNT,
+            Self::Secret { .. } | Self::Cpfs => names::WORKER_ACCOUNT,
             Self::Role { account } => account,
         }
     }
@@ -120,10 +127,8 @@ pub(crate) fn admit(
             ));
         }
         (Mode::BmcpfsDataflow, _) => {
-            return Err(Refusal::new(
-                "PopulatorModeUnsupported",
-                "mode bmcpfs-dataflow is not served by this version of ossvp; use mode generic",
-            ));
+            prefix(&spec.path)?;
+            return bucket(spec, namespace, credentials, settings.require_grant);
         }
     };
     if !settings.gates.pod_handler {
@@ -266,11 +271,8 @@ fn access(
     credentials: Option<&Credentials>,
     require_grant: bool,
 ) -> Result<Access, Refusal> {
-    let allows = |namespaces: &[String]| {
-        namespaces.iter().any(|allowed| allowed == "*" || allowed == namespace)
-    };
     match credentials {
-        None => Err(Refusal::new(
+        None | Some(Credentials::Bucket { .. }) => Err(Refusal::new(
             "PopulatorInvalid",
             "generic: exactly one of secretRef and rrsaConfigs",
         )),
@@ -281,7 +283,7 @@ fn access(
             ),
         )),
         Some(Credentials::Secret { name, found: Some(secret) }) => {
-            if require_grant && !allows(&secret.allowed) {
+            if require_grant && !allows(&secret.allowed, namespace) {
                 return Err(Refusal::new(
                     "PopulatorNotGranted",
                     format!(
@@ -304,7 +306,7 @@ fn access(
             Ok(Access::Role { account: names::WORKER_ACCOUNT.to_owned() })
         }
         Some(Credentials::Role { arn, grants }) => {
-            let granted = grants.iter().find(|(_, namespaces)| allows(namespaces));
+            let granted = grants.iter().find(|(_, namespaces)| allows(namespaces, namespace));
             let Some((account, _)) = granted else {
                 return Err(Refusal::new(
                     "PopulatorNotGranted",
@@ -318,6 +320,38 @@ fn access(
             Ok(Access::Role { account: account.clone() })
         }
     }
+}
+
+/// Whether CPFS may be asked for `spec`'s bucket. That the bucket's owner tagged it for CPFS is CPFS's
+/// to check.
+fn bucket(
+    spec: &OSSVolumePopulatorSpec,
+    namespace: &str,
+    credentials: Option<&Credentials>,
+    require_grant: bool,
+) -> Result<Access, Refusal> {
+    let granted = match credentials {
+        Some(Credentials::Bucket { grants }) => {
+            grants.iter().any(|(_, namespaces)| allows(namespaces, namespace))
+        }
+        _ => false,
+    };
+    if require_grant && !granted {
+        let bucket = &spec.bucket;
+        return Err(Refusal::new(
+            "PopulatorNotGranted",
+            format!(
+                "bucket: {bucket} is not granted to namespace {namespace}; have the administrator annotate a service account of the populator namespace with {}={bucket} and {}={namespace}",
+                names::BUCKET,
+                names::ALLOWED_NAMESPACES
+            ),
+        ));
+    }
+    Ok(Access::Cpfs)
+}
+
+fn allows(namespaces: &[String], namespace: &str) -> bool {
+    namespaces.iter().any(|allowed| allowed == "*" || allowed == namespace)
 }
 
 fn key_pair(keys: &[String]) -> Option<KeyPair> {

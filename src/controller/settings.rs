@@ -100,6 +100,12 @@ pub struct ControllerArgs {
     #[arg(long, env = "OSSVP_ALLOW_CONTROL_PLANE", help_heading = "Safety")]
     pub allow_control_plane: bool,
 
+    /// Ask the NAS API, which drives CPFS, by its addresses within the region's VPC: nas-vpc.REGION;
+    /// NAS_ENDPOINT names another
+    #[arg(long, env = "ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED", help_heading = "CPFS",
+          value_parser = clap::builder::BoolishValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub vpc_endpoint: bool,
+
     /// Where /metrics, /healthz and /readyz are served
     #[arg(
         long,
@@ -201,6 +207,8 @@ pub struct Settings {
     pub(crate) keys: GlobSet,
     pub(crate) priority_classes: Vec<String>,
     pub(crate) control_plane: bool,
+    /// Whether the NAS API is asked within the VPC.
+    pub(crate) vpc: bool,
     pub(crate) listen: SocketAddr,
     pub(crate) lease_namespace: Option<String>,
 }
@@ -232,6 +240,7 @@ impl Settings {
             allow_key,
             allow_priority_class,
             allow_control_plane,
+            vpc_endpoint,
             listen,
             lease_namespace,
             no_leader_election,
@@ -253,6 +262,7 @@ impl Settings {
             keys: keys(&allow_key)?,
             priority_classes: allow_priority_class,
             control_plane: allow_control_plane,
+            vpc: vpc_endpoint,
             listen,
             lease_namespace: (!no_leader_election).then_some(lease_namespace),
         })

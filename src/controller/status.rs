@@ -3,9 +3,10 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-use super::crd::{OSSVolumePopulatorStatus, Phase, Population};
+use super::crd::{DataflowStatus, OSSVolumePopulatorStatus, Phase, Population};
 use super::decide::{Action, Decision};
 use super::observed::Observed;
+use super::observed::dataflow::TaskSeen;
 use super::policy::Refusal;
 use super::words;
 
@@ -20,8 +21,8 @@ const LONGEST: usize = 1024;
 /// What changes about one claim's entry.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Update {
-    /// The entry is there, or comes.
-    Show(Box<Population>),
+    /// The entry is there, or comes; with what CPFS has, while it fills the volume.
+    Show(Box<Population>, Option<DataflowStatus>),
     /// The entry, if there is one that is not finished, is finished.
     Close(String),
     /// The claim is gone.
@@ -50,20 +51,24 @@ pub(crate) fn update(
     let live = worker.and_then(|worker| worker.progress.as_ref());
     let figures = worker.and_then(|worker| worker.ended.as_ref()?.figures);
     let done = decision.phase == Phase::Finished;
-    let live_progress = worker.and_then(words::percent).map(|percent| format!("{percent}%"));
-    let (objects, bytes, rate) = match (figures.filter(|_| done), live) {
-        (Some((objects, bytes, rate)), _) => (Some(objects), Some(bytes), Some(rate)),
-        (None, Some(live)) => (Some(live.objects), Some(live.bytes), Some(live.bytes_per_s)),
-        (None, None) => (
+    let task = seen.dataflow.task();
+    let percent = worker.and_then(words::percent).or_else(|| task.and_then(TaskSeen::percent));
+    let live_progress = percent.map(|percent| format!("{percent}%"));
+    let (objects, bytes, rate) = match (figures.filter(|_| done), live, task) {
+        (Some((objects, bytes, rate)), ..) => (Some(objects), Some(bytes), Some(rate)),
+        (None, Some(live), _) => (Some(live.objects), Some(live.bytes), Some(live.bytes_per_s)),
+        (None, None, Some(task)) => (Some(task.files.done), Some(task.bytes.done), Some(task.rate)),
+        (None, None, None) => (
             shown.and_then(|it| it.objects),
             shown.and_then(|it| it.bytes),
             shown.and_then(|it| it.bytes_per_second),
         ),
     };
     // of a fresh volume nothing is there, whatever was there of the last one
-    let fresh = worker.is_none() && !done;
+    let plan = seen.prime.as_ref().and_then(|prime| prime.plan.as_ref());
+    let fresh = worker.is_none() && plan.is_none() && !done;
     let kept = shown.filter(|_| !fresh);
-    Some(Update::Show(Box::new(Population {
+    let population = Population {
         pvc_uid: uid,
         pvc_name: name.to_owned(),
         phase: decision.phase,
@@ -74,10 +79,11 @@ pub(crate) fn update(
         },
         objects: objects.filter(|_| !fresh),
         bytes: bytes.filter(|_| !fresh),
-        bytes_total: match (done, live) {
-            (true, _) => bytes,
-            (false, Some(live)) => live.listing_done.then_some(live.bytes_total),
-            (false, None) => kept.and_then(|it| it.bytes_total),
+        bytes_total: match (done, live, task) {
+            (true, ..) => bytes,
+            (false, Some(live), _) => live.listing_done.then_some(live.bytes_total),
+            (false, None, Some(task)) => Some(task.bytes.total).filter(|total| *total > 0),
+            (false, None, None) => kept.and_then(|it| it.bytes_total),
         },
         bytes_per_second: rate.filter(|_| !fresh),
         pod_name: worker
@@ -90,12 +96,21 @@ pub(crate) fn update(
             .or_else(|| kept.and_then(|it| it.failed_pods)),
         start_time: shown
             .and_then(|it| it.start_time.clone())
-            .or_else(|| worker.and_then(|worker| worker.created).map(Time)),
+            .or_else(|| worker.and_then(|worker| worker.created).map(Time))
+            .or_else(|| plan.map(|plan| Time(plan.time))),
         completion_time: match done {
             true => shown.and_then(|it| it.completion_time.clone()).or(Some(Time(now))),
             false => None,
         },
-    })))
+    };
+    let dataflow = plan.filter(|_| !done).map(|plan| DataflowStatus {
+        data_flow_id: plan.flow.as_ref().map(|flow| flow.id.clone()),
+        data_flow_task_id: plan.task.as_ref().map(|task| task.id.clone()),
+        file_set_id: plan.fileset.clone(),
+        file_system_id: Some(plan.file_system.clone()),
+        progress: population.progress.clone(),
+    });
+    Some(Update::Show(Box::new(population), dataflow))
 }
 
 /// `message`, or as much of it as has its place.
@@ -121,9 +136,12 @@ pub(crate) fn next(
     now: Timestamp,
 ) -> OSSVolumePopulatorStatus {
     let mut populations = current.populations.clone();
+    let mut flows = current.bmcpfs_dataflow.clone();
     match update {
         None => {}
-        Some(Update::Show(entry)) => {
+        Some(Update::Show(entry, flow)) => {
+            flows.remove(&entry.pvc_uid);
+            flows.extend(flow.clone().map(|flow| (entry.pvc_uid.clone(), flow)));
             match populations.iter_mut().find(|it| it.pvc_uid == entry.pvc_uid) {
                 Some(shown) => *shown = (**entry).clone(),
                 None => populations.push((**entry).clone()),
@@ -141,6 +159,9 @@ pub(crate) fn next(
         }
     }
     let populations = bounded(populations);
+    flows.retain(|uid, _| {
+        populations.iter().any(|it| it.pvc_uid == *uid && it.phase != Phase::Finished)
+    });
     let open: Vec<&Population> =
         populations.iter().filter(|it| it.phase != Phase::Finished).collect();
     let phase = populations.iter().map(|it| it.phase).max();
@@ -149,7 +170,7 @@ pub(crate) fn next(
         phase,
         progress: progress(&populations, &open),
         message: message(refusal, &populations, &open),
-        bmcpfs_dataflow: current.bmcpfs_dataflow.clone(),
+        bmcpfs_dataflow: flows,
         conditions: conditions(&current.conditions, generation, refusal, &open, now),
         populations,
     }
@@ -234,7 +255,10 @@ fn conditions(
     };
     let reconciling = match moving {
         None => condition("Reconciling", false, "Idle", ""),
-        Some(it) => condition("Reconciling", true, "Populating", &it.pvc_name),
+        Some(it) => {
+            let message = format!("{}: {}", it.pvc_name, it.message);
+            condition("Reconciling", true, "Populating", &message)
+        }
     };
     let stalled = match (failed, refusal) {
         (Some(it), _) => {

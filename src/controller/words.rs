@@ -1,5 +1,7 @@
 //! What users read: messages of events and status. Pure.
 
+use super::cpfs::NasError;
+use super::observed::dataflow::{DRIVER, TaskSeen};
 use super::observed::{Ended, Worker};
 use super::policy::Access;
 
@@ -147,11 +149,102 @@ pub(crate) fn between(ended: &Ended) -> String {
     }
 }
 
+/// Why a storage class does not go with the resource's mode; `cpfs`: it is one of CPFS for Lingjun.
+pub(crate) fn other_mode(cpfs: bool) -> String {
+    match cpfs {
+        true => format!(
+            "the claim's StorageClass is one of {DRIVER}, whose volumes are filled by mode bmcpfs-dataflow; set the resource's mode, or use another class"
+        ),
+        false => format!(
+            "mode bmcpfs-dataflow fills only volumes of {DRIVER}; name a StorageClass of it in the claim, or use mode generic"
+        ),
+    }
+}
+
+/// Why CPFS does not do what it is asked for, and what helps.
+pub(crate) fn cpfs(error: &NasError) -> String {
+    crate::telemetry::chain(error)
+}
+
+/// A data flow that CPFS finds fault with.
+pub(crate) fn flow_error(id: &str, error: &str) -> String {
+    let helps = match error {
+        "SourceStorageUnreachable" => {
+            "; check that the bucket is there, in the file system's region, and still tagged cpfs-dataflow=true"
+        }
+        _ => "",
+    };
+    format!("data flow {id} does not work: {error}{helps}")
+}
+
+/// A data flow that serves no import as it is.
+pub(crate) fn flow_waits(id: &str, status: &str) -> String {
+    match status {
+        "Stopped" | "Stopping" => {
+            format!("data flow {id} is {status}; waiting for it to be started")
+        }
+        "Deleting" => format!("data flow {id} is being deleted by someone; waiting for that"),
+        _ => format!("data flow {id} is {status}; waiting for it to be Running"),
+    }
+}
+
+/// A task in a state that says neither that it goes on nor how it ended.
+pub(crate) fn task_waits(id: &str, status: &str) -> String {
+    format!("task {id} is {status}; waiting for it to end")
+}
+
+/// How far CPFS is.
+pub(crate) fn task_progress(task: &TaskSeen) -> String {
+    let Some(percent) = task.percent() else {
+        return format!("task {} is {}", task.id, task.status);
+    };
+    format!(
+        "{percent}%: {} of {}, {} of {} files, {}/s",
+        size(task.bytes.done),
+        size(task.bytes.total),
+        task.files.done,
+        task.files.total,
+        size(task.rate)
+    )
+}
+
+/// CPFS is done, and not with everything.
+pub(crate) fn incomplete(task: &TaskSeen) -> String {
+    let (done, total) = (task.files.done, task.files.total);
+    let what = format!("CPFS imported {done} of {total} files");
+    with_report(what, task)
+}
+
+/// How a task ended that did not complete.
+pub(crate) fn task_ended(task: &TaskSeen) -> String {
+    let what = match task.status.as_str() {
+        "Canceled" => format!("task {} was canceled by someone", task.id),
+        _ => format!("task {} failed", task.id),
+    };
+    with_report(what, task)
+}
+
+fn with_report(mut what: String, task: &TaskSeen) -> String {
+    if let Some(error) = &task.error {
+        what = format!("{what}: {error}");
+    }
+    if let Some(report) = &task.report {
+        what = format!("{what}; CPFS's report is {report}");
+    }
+    format!("{what}; mend the cause, delete the claim and make it anew")
+}
+
+/// What a completed task did.
+pub(crate) fn imported(task: &TaskSeen) -> String {
+    format!("{POPULATED}: {} files, {}", task.files.done, size(task.bytes.done))
+}
+
 /// What tells one set of credentials from another.
 pub(crate) fn access(access: &Access) -> String {
     match access {
         Access::Secret { name, version, .. } => format!("secret/{name}/{version}"),
         Access::Role { account } => format!("account/{account}"),
+        Access::Cpfs => "cpfs".to_owned(),
     }
 }
 

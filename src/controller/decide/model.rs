@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use self::world::{Broken, Move, Snapshot, World};
+use self::world::{Broken, Cpfs, CpfsMove, Move, Snapshot, World};
 use super::*;
 
 /// One step of a case.
@@ -45,7 +45,7 @@ const ACTIONS: usize = 40;
 
 fn a_move() -> impl Strategy<Value = Move> {
     use Move::{
-        BindStatic, Collect, DeleteClaim, DeleteJob, DeletePod, DeletePrime, DeleteSource,
+        BindStatic, Collect, Cpfs, DeleteClaim, DeleteJob, DeletePod, DeletePrime, DeleteSource,
         DeleteVolume, DropFinalizer, EndPod, GiveUpNode, LoseVolume, MakeClass, NameVolume,
         Protect, Provision, Refuse, RotateSecret, SelectNode, SyncClaim, SyncJob, SyncPrime,
         SyncVolumes, TakeVolume, WriteSource,
@@ -65,6 +65,9 @@ fn a_move() -> impl Strategy<Value = Move> {
         1 => proptest::sample::select(vec![DeletePrime, DeleteVolume, LoseVolume, TakeVolume, DropFinalizer, BindStatic]),
         1 => any::<bool>().prop_map(NameVolume),
         1 => Just(DeleteClaim),
+        12 => proptest::sample::select(vec![CpfsMove::GoOn, CpfsMove::GoOn, CpfsMove::GoOn,
+            CpfsMove::Reach(false), CpfsMove::Reach(true), CpfsMove::DeleteFlow,
+            CpfsMove::CancelTask, CpfsMove::Stop(true), CpfsMove::Stop(false)]).prop_map(Cpfs),
     ]
 }
 
@@ -87,8 +90,9 @@ prop_compose! {
         spec in proptest::option::weighted(0.9, 0u8..3), bad_node: bool,
         provisioner_broken in prop::bool::weighted(0.05),
         code in proptest::sample::select(vec![0, 0, 0, 0, 1, 3, 7]),
+        cpfs in proptest::option::of(any::<bool>()),
         steps in proptest::collection::vec(a_step(), 0..80)) -> Case {
-        Case { world: World::new(waits, class, consumer, spec, bad_node, provisioner_broken, code), steps }
+        Case { world: World::new(waits, class, consumer, spec, bad_node, provisioner_broken, code, cpfs.map(|lazy| Cpfs::new(lazy, code)), ), steps }
     }
 }
 
@@ -130,6 +134,7 @@ fn run(case: Case) -> Result<(), Broken> {
                     worker: of(ages[2]).worker.clone(),
                     strays: of(ages[2]).strays.clone(),
                     volume: of(ages[3]).volume.clone(),
+                    dataflow: of(ages[1]).dataflow.clone(),
                     warning: None,
                 };
                 pass(&mut world, &cached, between)?;

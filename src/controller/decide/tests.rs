@@ -1,5 +1,6 @@
 //! `decide` by tables, one row a situation.
 
+mod dataflow;
 mod guards;
 mod worker;
 
@@ -44,7 +45,7 @@ fn fresh() -> Observed {
     Observed {
         target: Some(Target { uid: "claim".to_owned(), ..Target::default() }),
         source: usable("1"),
-        class: Class::Dynamic { waits_for_consumer: false },
+        class: Class::Dynamic { waits_for_consumer: false, cpfs: false },
         ..Observed::default()
     }
 }
@@ -284,7 +285,7 @@ fn a_claim_that_has_a_volume_is_left_alone_and_the_scaffolding_is_removed() {
 #[test]
 fn a_claim_that_cannot_be_served_yet_says_what_it_waits_for() {
     let named = |class: fn(String) -> Class| but(fresh(), |it| it.class = class("disk".to_owned()));
-    let waits = Class::Dynamic { waits_for_consumer: true };
+    let waits = Class::Dynamic { waits_for_consumer: true, cpfs: false };
     check([
         ("refused", but(fresh(), |it| it.source = refused()), "Failed - NotGranted"),
         ("block", but(fresh(), |it| target(it).block = true), "Failed - UnsupportedClaim"),
@@ -328,7 +329,8 @@ fn the_volume_is_made_before_the_worker_is() {
         })
     };
     let nodes = |made_for: Option<&str>, chosen: Option<&str>| {
-        let mut seen = pending(|it| it.class = Class::Dynamic { waits_for_consumer: true });
+        let mut seen =
+            pending(|it| it.class = Class::Dynamic { waits_for_consumer: true, cpfs: false });
         prime(&mut seen).made_for_node = made_for.map(str::to_owned);
         prime(&mut seen).selected_node = made_for.map(str::to_owned);
         target(&mut seen).selected_node = chosen.map(str::to_owned);
@@ -374,7 +376,7 @@ fn the_volume_is_made_before_the_worker_is() {
         (
             "of an immediate class, nodes do not count",
             but(nodes(Some("a"), None), |it| {
-                it.class = Class::Dynamic { waits_for_consumer: false }
+                it.class = Class::Dynamic { waits_for_consumer: false, cpfs: false }
             }),
             "Provisioning -",
         ),

@@ -125,6 +125,9 @@ fn the_deployment_runs_the_controller_with_the_arguments_that_were_given() {
         namespace: String::new(),
         replicas: 1,
         volume_populator: false,
+        cpfs_role_arn: None,
+        cpfs_oidc_provider_arn: None,
+        cpfs_secret: None,
     };
     assert!(manifests(&args).unwrap_err().to_string().contains("--no-such-flag"));
 }
@@ -244,5 +247,38 @@ fn the_definition_takes_what_the_document_writes() {
     let status = &version["schema"]["openAPIV3Schema"]["properties"]["status"];
     for field in ["message", "bmcpfsDataflow", "conditions", "populations", "observedGeneration"] {
         assert!(status["properties"][field].is_object(), "{field}");
+    }
+}
+
+#[test]
+fn the_controller_asks_cpfs_by_a_role_or_by_a_secret() {
+    let pod = |flags: &[&str]| {
+        let documents = printed(flags);
+        of(&documents, "Deployment", "ossvp-controller")["spec"]["template"]["spec"].clone()
+    };
+    let role = "acs:ram::1234567:role/ossvp-controller";
+    let provider = "acs:ram::1234567:oidc-provider/ack-rrsa-c1";
+    let by_role = pod(&["--cpfs-role-arn", role, "--cpfs-oidc-provider-arn", provider]);
+    let container = &by_role["containers"][0];
+    let value = |name: &str| {
+        let env = container["env"].as_array().unwrap();
+        env.iter().find(|it| it["name"] == name).unwrap()["value"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(value("ALIBABA_CLOUD_ROLE_ARN"), role);
+    assert_eq!(value("ALIBABA_CLOUD_OIDC_PROVIDER_ARN"), provider);
+    let folder = container["volumeMounts"][0]["mountPath"].as_str().unwrap();
+    let token = &by_role["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"];
+    let file = format!("{folder}/{}", token["path"].as_str().unwrap());
+    assert_eq!(value("ALIBABA_CLOUD_OIDC_TOKEN_FILE"), file);
+    assert_eq!(token["audience"], "sts.aliyuncs.com");
+    assert_eq!(container["volumeMounts"][0]["name"], by_role["volumes"][0]["name"]);
+
+    let by_secret = pod(&["--cpfs-secret", "cpfs"]);
+    let env = &by_secret["containers"][0]["env"];
+    assert_eq!(env[0]["valueFrom"]["secretKeyRef"], json!({"name": "cpfs", "key": "accessKeyId"}));
+    assert_eq!(pod(&[])["containers"][0]["env"], Value::Null);
+    for half in [&["--cpfs-role-arn", role][..], &["--cpfs-oidc-provider-arn", provider]] {
+        let line = ["ossvp", "manifests"].iter().chain(half);
+        assert!(Cli::try_parse_from(line).is_err());
     }
 }

@@ -44,7 +44,7 @@ fn a_claim_is_reduced_to_what_counts() {
 #[test]
 fn a_class_makes_volumes_if_a_csi_driver_does() {
     let class = |class: Value| Class::of(Some("disk"), Some(&of(class)));
-    let dynamic = |waits_for_consumer| Class::Dynamic { waits_for_consumer };
+    let dynamic = |waits_for_consumer| Class::Dynamic { waits_for_consumer, cpfs: false };
     let named = || "disk".to_owned();
     for (class, expected) in [
         (Class::of(None, None), Class::Unnamed),
@@ -106,6 +106,7 @@ fn a_prime_pvc_carries_its_digest_and_its_failure() {
             made_for_node: Some("node".to_owned()),
             digest: "d".to_owned(),
             failure: Some(failure),
+            ..Prime::default()
         }
     );
     // what someone else wrote there is written over by the next pass

@@ -342,7 +342,11 @@ fn what_is_not_served_says_so() {
             &["--feature-gates=VolumePopulatorPodHandler=false"],
             "PopulatorModeUnsupported",
         ),
-        (with(|spec| spec["mode"] = "bmcpfs-dataflow".into()), &[], "PopulatorModeUnsupported"),
+        (
+            with(|spec| spec["mode"] = "bmcpfs-dataflow".into()),
+            &["--require-grant"],
+            "PopulatorNotGranted",
+        ),
         (with(|spec| spec["generic"] = Value::Null), &[], "PopulatorInvalid"),
         (with(|spec| spec["path"] = "/a/../b/".into()), &[], "PopulatorInvalid"),
         (with(|spec| spec["path"] = "..".into()), &[], "PopulatorInvalid"),
@@ -360,4 +364,28 @@ fn what_is_not_served_says_so() {
         let spec = spec(|spec| spec["path"] = path.into());
         assert_eq!(refused(&spec, &[]), None, "{path}");
     }
+}
+
+#[test]
+fn a_bucket_is_asked_of_cpfs_for_anyone_or_for_whom_it_was_granted() {
+    let spec = spec(|spec| {
+        spec["mode"] = "bmcpfs-dataflow".into();
+        spec["generic"] = Value::Null;
+    });
+    let grants = |namespaces: &[&str]| {
+        let namespaces = namespaces.iter().map(|it| (*it).to_owned()).collect();
+        Credentials::Bucket { grants: vec![("team".to_owned(), namespaces)] }
+    };
+    let told = |credentials: &Credentials, flags: &[&str]| {
+        let told = admit(&spec, "argo", Some(credentials), &settings(flags));
+        told.map_err(|refusal| refusal.reason)
+    };
+    let none = Credentials::Bucket { grants: vec![] };
+    // also where no worker may run
+    let no_pods = "--feature-gates=VolumePopulatorPodHandler=false";
+    assert_eq!(told(&none, &[no_pods]), Ok(Access::Cpfs));
+    assert_eq!(told(&none, &["--require-grant"]), Err("PopulatorNotGranted"));
+    assert_eq!(told(&grants(&["other"]), &["--require-grant"]), Err("PopulatorNotGranted"));
+    assert_eq!(told(&grants(&["other", "argo"]), &["--require-grant"]), Ok(Access::Cpfs));
+    assert_eq!(told(&grants(&["*"]), &["--require-grant"]), Ok(Access::Cpfs));
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::controller::observed::dataflow::{Dataflow, Known, Share, TaskSeen};
 use crate::controller::observed::{Ended, Prime, Target, Worker, WorkerPod};
 use crate::handoff::Progress;
 
@@ -45,7 +46,7 @@ fn working(bytes: u64, bytes_total: u64, listing_done: bool) -> Observed {
 
 fn shown(seen: &Observed, decision: &Decision, before: Option<&Population>) -> Population {
     match update("claim", seen, decision, before, at(100)) {
-        Some(Update::Show(entry)) => *entry,
+        Some(Update::Show(entry, _)) => *entry,
         other => panic!("not shown: {other:?}"),
     }
 }
@@ -119,7 +120,7 @@ fn an_entry_follows_its_claim() {
     jobless.worker = None;
     assert_eq!(
         match update("claim", &jobless, &finished, Some(&whole), at(200)) {
-            Some(Update::Show(entry)) => *entry,
+            Some(Update::Show(entry, _)) => *entry,
             other => panic!("{other:?}"),
         },
         whole
@@ -144,7 +145,7 @@ fn an_entry_is_closed_or_removed_with_its_claim() {
     let mut deleting = decision(Phase::Deleting, "going");
     assert!(matches!(
         update("claim", &working(1, 1, true), &deleting, None, at(1)),
-        Some(Update::Show(entry)) if entry.phase == Phase::Deleting
+        Some(Update::Show(entry, _)) if entry.phase == Phase::Deleting
     ));
     deleting.action = Some(Action::RemoveFinalizer);
     let remove = update("claim", &seen("a"), &deleting, None, at(1));
@@ -243,6 +244,9 @@ fn the_status_of_the_document_is_kept() {
             "dataFlowId": "df-1", "dataFlowTaskId": "task-1", "fileSetId": "fset-1",
             "fileSystemId": "bmcpfs-1", "progress": "59%",
         }},
+        "populations": [{
+            "pvcUID": "62a4e7ec", "pvcName": "a", "phase": "Populating", "message": "59%",
+        }],
     });
     let status: OSSVolumePopulatorStatus = serde_json::from_value(told.clone()).unwrap();
     assert_eq!(serde_json::to_value(&status).unwrap(), told);
@@ -260,7 +264,7 @@ fn a_condition_changes_its_time_only_with_its_status() {
         })
         .collect()
     }
-    let show = |entry: Population| Some(Update::Show(Box::new(entry)));
+    let show = |entry: Population| Some(Update::Show(Box::new(entry), None));
     let idle = next(&OSSVolumePopulatorStatus::default(), Some(1), None, None, at(1));
     assert_eq!(
         told(&idle),
@@ -312,4 +316,44 @@ fn a_condition_changes_its_time_only_with_its_status() {
     );
     let alone = next(&idle, Some(2), Some(&refusal), None, at(7));
     assert_eq!(told(&alone)[2], ("Stalled", "True", "PopulatorRefused", 7));
+}
+
+#[test]
+fn a_data_flow_is_shown_while_it_fills_and_not_after() {
+    let plan = serde_json::json!({
+        "region": "cn-hangzhou", "fileSystem": "bmcpfs-1", "fileset": "fset-1", "path": "/pv/",
+        "source": "oss://bucket", "sourcePath": "/", "dataType": "metadataAndData",
+        "time": "1970-01-01T00:00:07Z",
+        "flow": {"id": "df-1", "time": "1970-01-01T00:00:08Z"},
+        "task": {"id": "task-1", "time": "1970-01-01T00:00:09Z"},
+    });
+    let mut importing = seen("a");
+    importing.prime =
+        Some(Prime { plan: Some(serde_json::from_value(plan).unwrap()), ..Prime::default() });
+    importing.dataflow = Dataflow::Known(Known {
+        task: Some(TaskSeen {
+            files: Share { done: 3, total: 10 },
+            bytes: Share { done: 59, total: 100 },
+            ..TaskSeen::default()
+        }),
+        ..Known::default()
+    });
+    let after = |status: &OSSVolumePopulatorStatus, phase: Phase| {
+        let update = update("claim-a", &importing, &decision(phase, "m"), None, at(9));
+        next(status, Some(1), None, update.as_ref(), at(9))
+    };
+    let filling = after(&status([]), Phase::Populating);
+    let entry = &filling.populations[0];
+    assert_eq!((entry.objects, entry.bytes, entry.bytes_total), (Some(3), Some(59), Some(100)));
+    assert_eq!(entry.start_time, Some(Time(at(7))));
+    assert_eq!(
+        serde_json::to_value(&filling.bmcpfs_dataflow).unwrap(),
+        serde_json::json!({"a": {
+            "dataFlowId": "df-1", "dataFlowTaskId": "task-1", "fileSetId": "fset-1",
+            "fileSystemId": "bmcpfs-1", "progress": "59%",
+        }})
+    );
+    let done = after(&filling, Phase::Finished);
+    assert!(done.bmcpfs_dataflow.is_empty());
+    assert_eq!(done.message.as_deref(), Some("Populated successfully"));
 }

@@ -1,11 +1,13 @@
 //! The model cluster: the objects of one claim, and what everyone but the controller does to them.
 
+mod cpfs;
 mod moves;
 
 use std::collections::BTreeMap;
 
 use crate::controller::crd::Phase;
 use crate::controller::decide::{Action, Decision};
+use crate::controller::observed::dataflow::Dataflow;
 use crate::controller::observed::{
     Class, Ended, Observed, Prime, PrimePhase, Source, Stray, Target, Volume, Worker, WorkerPod,
     WorkerState,
@@ -13,6 +15,8 @@ use crate::controller::observed::{
 use crate::controller::policy::{Access, KeyPair, Refusal};
 use crate::controller::words;
 use crate::handoff::{ExitCode, Verdict};
+
+pub(super) use self::cpfs::{Cpfs, CpfsMove};
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -60,6 +64,8 @@ pub(super) enum Move {
     Protect,
     /// Garbage collection, which takes its time.
     Collect,
+    // CPFS, and those who have rights there
+    Cpfs(CpfsMove),
 }
 
 /// What a volume holds, by the spec that it was filled by.
@@ -103,6 +109,8 @@ pub(super) struct World {
     /// A Pod whose Job someone deleted, and whether it runs.
     stray: Option<(Stray, bool)>,
     job_spec: String,
+    /// Where volumes are CPFS's.
+    cpfs: Option<Cpfs>,
     /// What was asked for last: the prime PVC; the Job, and its spec.
     asked: (Option<Prime>, Option<(Worker, String)>),
 }
@@ -123,6 +131,7 @@ impl World {
         bad_node: bool,
         provisioner_broken: bool,
         code: i32,
+        cpfs: Option<Cpfs>,
     ) -> Self {
         let mut world = Self {
             last: 1,
@@ -144,6 +153,7 @@ impl World {
             job: None,
             stray: None,
             job_spec: String::new(),
+            cpfs,
             asked: (None, None),
         };
         if class {
@@ -204,10 +214,13 @@ impl World {
             Some(_) if self.refused => Source::Refused(refusal),
             Some(spec) => Source::Usable {
                 digest: format!("spec {spec}"),
-                access: Access::Secret {
-                    name: "secret".to_owned(),
-                    keys: KeyPair { id: String::new(), secret: String::new(), token: None },
-                    version: self.secret.to_string(),
+                access: match self.cpfs {
+                    Some(_) => Access::Cpfs,
+                    None => Access::Secret {
+                        name: "secret".to_owned(),
+                        keys: KeyPair { id: String::new(), secret: String::new(), token: None },
+                        version: self.secret.to_string(),
+                    },
                 },
             },
         }
@@ -236,6 +249,10 @@ impl World {
             let target = target.as_ref()?;
             target.volume.clone().filter(|_| target.finalizer || begun)
         });
+        let dataflow = match (&self.cpfs, &prime) {
+            (Some(cpfs), Some(prime)) => cpfs.asked(prime),
+            _ => Dataflow::Unasked,
+        };
         let pending = prime.as_ref().is_some_and(|prime| prime.phase == PrimePhase::Pending);
         let facts = Observed {
             source,
@@ -245,6 +262,7 @@ impl World {
             volume: volume.and_then(|name| self.volumes.get(&name).cloned()),
             worker,
             strays: self.stray.iter().map(|(stray, _)| stray.clone()).collect(),
+            dataflow,
             warning: (pending && self.provisioner_broken).then(|| "ProvisioningFailed".to_owned()),
         };
         pause(self);
@@ -266,7 +284,8 @@ impl World {
                 self.change_target(|target| target.finalizer = true);
             }
             Action::RemoveFinalizer if target_same => {
-                if self.job.is_some() || self.prime.is_some() || self.stray.is_some() {
+                let flows = self.cpfs.as_ref().is_some_and(Cpfs::has_flows);
+                if self.job.is_some() || self.prime.is_some() || self.stray.is_some() || flows {
                     return broken("the finalizer is removed before what it stands for");
                 }
                 self.change_target(|target| target.finalizer = false);
@@ -331,6 +350,30 @@ impl World {
                 self.may_give_up(seen)?;
                 self.change_prime(|prime| prime.deleting = true);
             }
+            Action::ProtectPrime if prime_same => {
+                self.change_prime(|prime| prime.protected = true);
+            }
+            Action::ReleasePrime if prime_same => {
+                if self.cpfs.as_ref().is_some_and(Cpfs::has_flows) {
+                    return broken("the prime PVC is released before its data flow is gone");
+                }
+                self.change_prime(|prime| prime.protected = false);
+            }
+            Action::PlanDataflow
+            | Action::CreateFlow
+            | Action::NoteFlow(_)
+            | Action::CreateTask
+            | Action::CancelTask(_)
+            | Action::DeleteFlow(_) => {
+                let (Some(cpfs), Some(prime)) = (&mut self.cpfs, &seen.facts.prime) else {
+                    return broken("CPFS is asked for what it has nothing to do with");
+                };
+                // what CPFS did is done, whether it can be noted or not
+                let plan = cpfs.act(prime, action)?;
+                if let Some(plan) = plan.filter(|_| prime_same) {
+                    self.change_prime(|prime| prime.plan = Some(plan));
+                }
+            }
             // someone was faster
             _ => {}
         }
@@ -382,6 +425,9 @@ impl World {
 
     /// A prime PVC goes only with a volume that nobody needs.
     fn may_give_up(&self, seen: &Snapshot) -> Result<(), Broken> {
+        if self.cpfs.as_ref().is_some_and(Cpfs::has_flows) {
+            return broken("the prime PVC is deleted before its data flow is gone");
+        }
         if self.job.is_some() {
             // it could write to the next prime PVC, which has the same name
             return broken("the prime PVC is deleted before its Job is gone");
@@ -413,7 +459,14 @@ impl World {
         };
         let going = self.primes_volume().is_some_and(|volume| volume.deleting);
         let unbound = matches!(prime.phase, PrimePhase::Pending | PrimePhase::Lost);
-        match leaving || bound_elsewhere || outdated || going || unbound {
+        let forsaken = match (&prime.plan, &seen.facts.dataflow) {
+            (Some(plan), Dataflow::Known(known)) => {
+                plan.flow.is_some() && known.flow.is_none()
+                    || plan.task.is_some() && known.task.is_none()
+            }
+            _ => false,
+        };
+        match leaving || bound_elsewhere || outdated || going || unbound || forsaken {
             true => Ok(()),
             false => broken("the prime PVC is deleted while its volume is wanted"),
         }
@@ -441,12 +494,19 @@ impl World {
 
     /// What must hold when nothing goes on any more.
     pub(super) fn ended(&self, decision: &Decision) -> Result<(), Broken> {
-        let left = self.prime.is_some() || self.job.is_some() || self.stray.is_some();
+        let flows = self.cpfs.as_ref().is_some_and(Cpfs::has_flows);
+        let left = self.prime.is_some() || self.job.is_some() || self.stray.is_some() || flows;
         let Some(target) = self.target() else {
             return if left { broken("left behind by a claim that is gone") } else { Ok(()) };
         };
         if target.deleting.is_some() {
             return broken("the claim cannot be deleted");
+        }
+        if target.bound && self.cpfs.as_ref().is_some_and(Cpfs::is_lazy) && left {
+            return match target.finalizer && decision.phase == Phase::Finished {
+                true => Ok(()),
+                false => broken("what the claim's files come by is not protected"),
+            };
         }
         if target.bound {
             return match left || target.finalizer || decision.phase != Phase::Finished {

@@ -64,7 +64,10 @@ impl World {
                 let asked = self.asked.1.clone();
                 asked.into_iter().for_each(|(job, spec)| self.create_job(job, spec));
             }
-            Move::MakeClass => self.class = Class::Dynamic { waits_for_consumer: self.waits },
+            Move::MakeClass => {
+                let cpfs = self.cpfs.is_some();
+                self.class = Class::Dynamic { waits_for_consumer: self.waits, cpfs };
+            }
             Move::SelectNode(node) => {
                 let free = |target: &Target| !target.bound && target.deleting.is_none();
                 if self.waits && self.target().is_some_and(free) {
@@ -103,6 +106,12 @@ impl World {
                     job.deleting = true;
                 }
             }
+            Move::Cpfs(happens) => {
+                if let Some(cpfs) = &mut self.cpfs {
+                    cpfs.happen(happens);
+                }
+                self.import();
+            }
             Move::DeleteJob(_)
             | Move::DeleteClaim
             | Move::DeletePrime
@@ -131,6 +140,8 @@ impl World {
             Move::SyncVolumes,
             Move::EndPod(self.code),
             Move::SyncJob,
+            Move::Cpfs(CpfsMove::Reach(true)),
+            Move::Cpfs(CpfsMove::GoOn),
             Move::Protect,
         ] {
             self.happen(happens);
@@ -146,6 +157,7 @@ impl World {
         let volume = Volume {
             name: name.clone(),
             claim: Some(claim.to_owned()),
+            cpfs: self.cpfs.as_ref().map(|_| Cpfs::place()),
             resource_version: version.to_string(),
             ..Volume::default()
         };
@@ -277,6 +289,16 @@ impl World {
         }
     }
 
+    /// What CPFS's task writes into the volume.
+    fn import(&mut self) {
+        let Some(prime) = self.prime.as_ref().map(|(_, prime)| prime) else { return };
+        let state = self.cpfs.as_ref().and_then(|cpfs| cpfs.wrote(&prime.uid));
+        let Some((whole, name)) = state.zip(prime.volume.clone()) else { return };
+        let spec = prime.digest.clone();
+        let content = if whole { Content::Whole(spec) } else { Content::Part(spec) };
+        self.content.insert(name, content);
+    }
+
     fn end_pod(&mut self, code: i32) {
         let spec = self.job_spec.clone();
         let volume = self.prime().and_then(|prime| prime.volume.clone());
@@ -315,7 +337,7 @@ impl World {
         }
         let runs = |job: &Worker| job.pod.as_ref().is_some_and(|pod| pod.running);
         let in_use = self.stray.is_some() || self.job.as_ref().is_some_and(runs);
-        if !in_use && self.prime().is_some_and(|prime| prime.deleting) {
+        if !in_use && self.prime().is_some_and(|prime| prime.deleting && !prime.protected) {
             self.prime = None;
         }
     }

@@ -207,8 +207,9 @@ impl StandIn {
             let found = world.cluster::<PersistentVolume>().get_opt(&volume).await;
             let found = found.map_err(|error| api(&format!("reading volume {volume}"), error))?;
             let csi = found.and_then(|volume| volume.spec?.csi);
-            let csi = csi.filter(|csi| csi.driver == world.options.provisioner);
-            Ok(world.disk.volume(&csi.ok_or(Error::NotBound(full))?.volume_handle))
+            let csi = csi.filter(|csi| world.options.drives(&csi.driver));
+            csi.ok_or(Error::NotBound(full))?;
+            Ok(world.disk.volume(&volume))
         })
         .await
     }

@@ -33,6 +33,6 @@ mod scheduler;
 mod world;
 
 pub use handle::{Error, StandIn};
-pub use options::{Image, NodeSpec, Options, PROVISIONER, ProvisionFailure};
+pub use options::{FILESETS, Image, NodeSpec, Options, PROVISIONER, ProvisionFailure};
 pub use record::Deed;
 pub use rules::Rule;

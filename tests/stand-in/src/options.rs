@@ -1,20 +1,35 @@
 //! What a test asks for at the start.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Taint;
 
 /// The provisioner's name where a test gives none.
 pub const PROVISIONER: &str = "stand-in.csi.example.com";
 
+/// The driver of CPFS for Lingjun.
+pub const FILESETS: &str = "bmcpfsplugin.csi.alibabacloud.com";
+
+/// Is told of each fileset that is made.
+pub(crate) type Filesets = Arc<dyn Fn(&str, &str, &str) + Send + Sync>;
+
 /// What stands in, and for what.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Options {
     pub(crate) provisioner: String,
+    pub(crate) filesets: Option<Filesets>,
     pub(crate) nodes: Vec<NodeSpec>,
     pub(crate) images: BTreeMap<String, Image>,
     pub(crate) namespaces: BTreeSet<String>,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options").field("provisioner", &self.provisioner).finish_non_exhaustive()
+    }
 }
 
 impl Default for Options {
@@ -28,6 +43,7 @@ impl Options {
     pub fn new() -> Self {
         Self {
             provisioner: PROVISIONER.to_owned(),
+            filesets: None,
             nodes: Vec::new(),
             images: BTreeMap::new(),
             namespaces: BTreeSet::new(),
@@ -38,6 +54,16 @@ impl Options {
     #[must_use]
     pub fn provisioner(mut self, name: impl Into<String>) -> Self {
         self.provisioner = name.into();
+        self
+    }
+
+    /// CPFS for Lingjun's driver is here too: its classes have a parameter `bmcpfsId`, and what it makes
+    /// is a fileset, of which `made` is told file system, id and path. With the parameter `handle` of
+    /// `joined`, a volume's handle is file system and fileset with a `+` in between, and its attributes
+    /// say nothing; without, the handle is the file system, and the attributes say the rest.
+    #[must_use]
+    pub fn filesets(mut self, made: impl Fn(&str, &str, &str) + Send + Sync + 'static) -> Self {
+        self.filesets = Some(Arc::new(made));
         self
     }
 
@@ -67,6 +93,11 @@ impl Options {
             [] => vec![NodeSpec::named("node-a")],
             nodes => nodes.to_vec(),
         }
+    }
+
+    /// Whether volumes of this driver are made here.
+    pub(crate) fn drives(&self, driver: &str) -> bool {
+        driver == self.provisioner || driver == FILESETS && self.filesets.is_some()
     }
 
     pub(crate) fn looks_after(&self, namespace: &str) -> bool {

@@ -75,9 +75,12 @@ impl Provisioner {
         }
     }
 
+    fn drives(&self, driver: &str) -> bool {
+        self.world.options.drives(driver)
+    }
+
     fn wants(&self, claim: &PersistentVolumeClaim) -> bool {
-        let ours =
-            |key: &&str| claim.annotations().get(*key) == Some(&self.world.options.provisioner);
+        let ours = |key: &&str| claim.annotations().get(*key).is_some_and(|it| self.drives(it));
         let bound = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref());
         claim.metadata.deletion_timestamp.is_none()
             && bound.is_none_or(str::is_empty)
@@ -155,6 +158,11 @@ impl Provisioner {
         let name = volume.name_any();
         let made = tokio::task::spawn_blocking(move || world.disk.make(&name, make));
         made.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        if let Some(made) = self.world.options.filesets.as_deref()
+            && let Some(fileset) = volume::fileset(class, &volume)
+        {
+            made(&fileset.file_system, &fileset.id, &fileset.path);
+        }
         Ok(volume)
     }
 
@@ -214,7 +222,7 @@ impl Provisioner {
         let policy = spec.and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
         let namespace = spec.and_then(|spec| spec.claim_ref.as_ref()?.namespace.as_deref());
         let going = volume.metadata.deletion_timestamp.is_some();
-        ours == Some(&self.world.options.provisioner)
+        ours.is_some_and(|driver| self.drives(driver))
             && matches!(phase, Some("Released" | "Failed"))
             && policy == Some("Delete")
             && namespace.is_none_or(|namespace| self.world.options.looks_after(namespace))
@@ -268,7 +276,7 @@ async fn without_finalizer(volumes: &Api<PersistentVolume>, name: &str) -> kube:
 
 fn class_of(world: &World, claim: &PersistentVolumeClaim) -> Option<Arc<StorageClass>> {
     let class = world.class(claim.spec.as_ref()?.storage_class_name.as_deref()?)?;
-    (class.provisioner == world.options.provisioner).then_some(class)
+    world.options.drives(&class.provisioner).then_some(class)
 }
 
 enum Source {

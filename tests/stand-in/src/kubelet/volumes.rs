@@ -107,8 +107,8 @@ async fn claim(
         return Err(format!("node {node} does not match the node affinity of PV {volume}"));
     }
     let csi = pv.spec.as_ref().and_then(|spec| spec.csi.as_ref());
-    let csi = csi.filter(|csi| csi.driver == world.options.provisioner);
-    let handle = csi.map(|csi| csi.volume_handle.clone()).ok_or_else(|| {
+    let csi = csi.filter(|csi| world.options.drives(&csi.driver));
+    let handle = csi.map(|_| pv.name_any()).ok_or_else(|| {
         format!("the driver of PV {volume} is not found in the list of registered CSI drivers")
     })?;
     let host = world.disk.volume(&handle);

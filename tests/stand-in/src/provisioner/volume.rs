@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt};
 
 use crate::disk::Make;
+use crate::options::FILESETS;
 use crate::quantity;
 
 /// Says who made a volume, and so who removes it.
@@ -39,13 +40,17 @@ pub(crate) fn volume(
     let fs_type = parameters.get(FSTYPE).map_or("ext4", String::as_str);
     let name = format!("pvc-{}", claim.uid().ok_or("the claim has no uid")?);
     let attributes = parameters.iter().filter(|(key, _)| !key.starts_with("csi.storage.k8s.io/"));
-    let csi = CSIPersistentVolumeSource {
+    let mut csi = CSIPersistentVolumeSource {
         driver: class.provisioner.clone(),
         volume_handle: name.clone(),
         fs_type: (!fs_type.is_empty()).then(|| fs_type.to_owned()),
         volume_attributes: Some(attributes.map(|(k, v)| (k.clone(), v.clone())).collect()),
         ..CSIPersistentVolumeSource::default()
     };
+    if let Some(fileset) = Fileset::of(class, &name) {
+        csi.fs_type = None;
+        (csi.volume_handle, csi.volume_attributes) = fileset.written(&parameters);
+    }
     let policy = class.reclaim_policy.clone().unwrap_or_else(|| "Delete".to_owned());
     let annotations = BTreeMap::from([
         (PROVISIONED_BY.to_owned(), class.provisioner.clone()),
@@ -72,6 +77,46 @@ pub(crate) fn volume(
         ..PersistentVolumeSpec::default()
     };
     Ok((PersistentVolume { metadata, spec: Some(spec), status: None }, make))
+}
+
+/// What CPFS for Lingjun's driver makes of a volume.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Fileset {
+    pub(crate) file_system: String,
+    pub(crate) id: String,
+    pub(crate) path: String,
+}
+
+/// The fileset of a volume, if its class makes filesets.
+pub(crate) fn fileset(class: &StorageClass, volume: &PersistentVolume) -> Option<Fileset> {
+    Fileset::of(class, &volume.name_any())
+}
+
+impl Fileset {
+    fn of(class: &StorageClass, volume: &str) -> Option<Self> {
+        let parameters = class.parameters.clone().unwrap_or_default();
+        let file_system = parameters.get("bmcpfsId").filter(|_| class.provisioner == FILESETS)?;
+        let within = parameters.get("path").map_or("/", String::as_str).trim_end_matches('/');
+        Some(Self {
+            file_system: file_system.clone(),
+            id: format!("fset-{volume}"),
+            path: format!("{within}/{volume}/"),
+        })
+    }
+
+    /// Handle and attributes.
+    fn written(
+        self,
+        parameters: &BTreeMap<String, String>,
+    ) -> (String, Option<BTreeMap<String, String>>) {
+        let Self { file_system, id, path } = self;
+        if parameters.get("handle").is_some_and(|handle| handle == "joined") {
+            return (format!("{file_system}+{id}"), None);
+        }
+        let attributes = [("filesetId", id), ("path", path), ("volumeType", "bmcpfs".to_owned())];
+        let attributes = attributes.map(|(key, value)| (key.to_owned(), value));
+        (file_system, Some(attributes.into()))
+    }
 }
 
 fn make(parameters: &BTreeMap<String, String>, size: &Quantity) -> Result<Make, String> {
@@ -166,6 +211,24 @@ mod tests {
             "volumeMode": "Filesystem",
         });
         assert_eq!(spec, expected);
+    }
+
+    #[test]
+    fn a_fileset_is_written_as_its_driver_does() {
+        let mut class = class(json!({ "bmcpfsId": "bmcpfs-1", "path": "/a/" }));
+        let csi = |class: &StorageClass| {
+            let (volume, _) = volume(class, &claim(), None).unwrap();
+            let csi = volume.spec.unwrap().csi.unwrap();
+            (csi.volume_handle, csi.volume_attributes.map(|it| it.into_iter().collect::<Vec<_>>()))
+        };
+        assert_eq!(csi(&class).0, "pvc-u", "of another driver");
+        class.provisioner = FILESETS.to_owned();
+        let attributes =
+            [("filesetId", "fset-pvc-u"), ("path", "/a/pvc-u/"), ("volumeType", "bmcpfs")];
+        let attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(csi(&class), ("bmcpfs-1".to_owned(), Some(attributes.into())));
+        class.parameters.as_mut().unwrap().insert("handle".to_owned(), "joined".to_owned());
+        assert_eq!(csi(&class), ("bmcpfs-1+fset-pvc-u".to_owned(), None));
     }
 
     #[test]

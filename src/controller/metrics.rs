@@ -32,7 +32,7 @@ struct ByPhase {
 #[derive(Debug)]
 pub(super) struct Metrics {
     registry: Registry,
-    /// From the worker's Job to the end, by how it ended.
+    /// From the worker's Job, or the plan of a data flow, to the end, by how it ended.
     populations: Family<ByResult, Histogram>,
     bytes: Counter,
     objects: Counter,
@@ -71,7 +71,7 @@ impl Metrics {
         };
         registry.register_with_unit(
             "ossvp_population",
-            "From a worker's start to the end of the population, by how it ended",
+            "From the start of a worker or a data flow to the end of the population, by how it ended",
             Unit::Seconds,
             populations,
         );

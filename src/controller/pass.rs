@@ -291,16 +291,22 @@ impl Context {
 
     /// Counts a population that has come to its end.
     fn count(&self, seen: &Seen, decision: &Decision) {
-        let Some(worker) = &seen.facts.worker else { return };
-        let took =
-            worker.created.map(|created| Timestamp::now().duration_since(created).unsigned_abs());
-        let figures = worker.ended.as_ref().and_then(|ended| ended.figures);
-        match (&decision.action, decision.phase) {
-            (Some(Action::DeleteJob), Phase::Finished) => {
+        let Seen { facts, .. } = seen;
+        let plan = facts.prime.as_ref().and_then(|prime| prime.plan.as_ref());
+        let worker = facts.worker.as_ref();
+        let began = worker.and_then(|it| it.created).or_else(|| plan.map(|plan| plan.time));
+        let took = began.map(|began| Timestamp::now().duration_since(began).unsigned_abs());
+        let figures = match (worker, facts.dataflow.task()) {
+            (Some(worker), _) => worker.ended.as_ref().and_then(|ended| ended.figures),
+            (None, Some(task)) => Some((task.files.done, task.bytes.done, task.rate)),
+            (None, None) => None,
+        };
+        match (&decision.action, decision.phase, plan) {
+            (Some(Action::DeleteJob), Phase::Finished, _) | (Some(Action::Rebind), _, Some(_)) => {
                 let figures = figures.map(|(objects, bytes, _)| (objects, bytes));
                 self.health.metrics.ended(true, took, figures);
             }
-            (Some(Action::RecordFailure(_)), _) => self.health.metrics.ended(false, took, None),
+            (Some(Action::RecordFailure(_)), ..) => self.health.metrics.ended(false, took, None),
             _ => {}
         }
     }

@@ -26,6 +26,7 @@
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
 mod case;
+mod dataflow;
 mod deletion;
 mod failures;
 mod flow;

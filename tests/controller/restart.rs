@@ -103,7 +103,7 @@ impl Proxy {
 
 /// Runs `live` with a controller that is killed after its n-th change, for every n, and then with one
 /// that goes on; `live` is told n. Ends when a controller lives through it.
-async fn killed_after_each_change<F>(world: &Arc<World>, live: impl Fn(i64) -> F)
+pub async fn killed_after_each_change<F>(world: &Arc<World>, live: impl Fn(i64) -> F)
 where
     F: Future<Output = ()>,
 {
@@ -114,13 +114,13 @@ where
         std::fs::write(&through, config.replace(world.plane.url(), &proxy.url)).unwrap();
         let log = world.plane.folder().join(format!("killed-{n}.log"));
         let no_lease = ["--no-leader-election"];
-        let first = Controller::start(&through, &world.flags, &no_lease, log.clone());
+        let first = Controller::start(world, &through, &no_lease, log.clone());
         let next = async {
             proxy.dead.notified().await;
             // SIGKILL
             drop(first);
             let after = log.with_extension("after.log");
-            Controller::start(&world.kubeconfig, &world.flags, &no_lease, after)
+            Controller::start(world, &world.kubeconfig, &no_lease, after)
         };
         let mut next = std::pin::pin!(next);
         let mut live = std::pin::pin!(live(n));
@@ -282,7 +282,7 @@ spec:
 fn one_of_two_replicas_leads_and_the_other_takes_over() {
     alone(&["--allow-endpoint=127.0.0.1"], |world| async move {
         let log = |n| world.plane.folder().join(format!("replica-{n}.log"));
-        let start = |n| Controller::start(&world.kubeconfig, &world.flags, &[], log(n));
+        let start = |n| Controller::start(&world, &world.kubeconfig, &[], log(n));
         let leads = |replica: &Controller| replica.log().contains("leading identity");
         world.kubectl_apply(VOLUME_POPULATORS);
         world.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);

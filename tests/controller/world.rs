@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use cluster::{AuditEvent, ControlPlane};
@@ -12,8 +12,9 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
+use nas_server::{Import, NasServer, Outcome, Times};
 use serde_json::json;
-use stand_in::{Image, NodeSpec, Options, StandIn};
+use stand_in::{FILESETS, Image, NodeSpec, Options, StandIn};
 use tokio::runtime::Runtime;
 
 /// The namespace of workers.
@@ -25,6 +26,15 @@ pub const USER: &str = "system:serviceaccount:ossvp-system:ossvp-controller";
 /// The workers' image.
 pub const IMAGE: &str = "example.com/ossvp:test";
 const OWN_IMAGE: &str = "--worker-image=";
+const NAS_ID: &str = "nas-id";
+const NAS_SECRET: &str = "nas-secret";
+/// The region of all file systems.
+pub const REGION: &str = "cn-wulanchabu";
+/// File systems, one for each test that needs its own.
+pub const FILE_SYSTEMS: [&str; 6] =
+    ["bmcpfs-a", "bmcpfs-b", "bmcpfs-c", "bmcpfs-d", "bmcpfs-e", "bmcpfs-full"];
+/// Holds the source's path, in a volume that CPFS has filled.
+pub const IMPORTED: &str = "imported";
 const PROVISIONER: &str = "stand-in.csi.example.com";
 
 /// One runtime for all tests: worlds outlive the test that began them.
@@ -55,6 +65,8 @@ pub struct World {
     pub plane: ControlPlane,
     pub client: Client,
     pub stand_in: StandIn,
+    /// What drives CPFS.
+    pub nas: Arc<NasServer>,
     /// The controller's own kubeconfig.
     pub kubeconfig: PathBuf,
     pub flags: Vec<String>,
@@ -73,15 +85,24 @@ impl World {
     fn start(flags: &[&str]) -> Self {
         let plane = ControlPlane::start().unwrap();
         let client = client(&plane.kubeconfig());
+        let volumes = Arc::new(OnceLock::new());
+        let nas = Arc::new(cpfs(volumes.clone()));
+        let made = {
+            let nas = nas.clone();
+            move |file_system: &str, id: &str, path: &str| nas.fileset(file_system, id, path)
+        };
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let options = Options::new()
             .provisioner(PROVISIONER)
+            .filesets(made)
             .node(NodeSpec::named("node-a").label("zone", "a"))
             .node(NodeSpec::named("node-b").label("zone", "b"))
             .image(IMAGE, Image::program(env!("CARGO_BIN_EXE_ossvp")).user(65532))
             .image("busybox", Image::shell());
         let stand_in = StandIn::start_alone(&plane.kubeconfig(), options).unwrap();
+        volumes.set(stand_in.volume("any").parent().unwrap().to_owned()).unwrap();
         let mut world = Self {
+            nas,
             kubeconfig: PathBuf::new(),
             plane,
             client,
@@ -124,6 +145,21 @@ impl World {
         }
     }
 
+    /// A StorageClass of CPFS for Lingjun, of its file system's name.
+    pub async fn cpfs_class(&self, name: &str, file_system: &str, more: serde_json::Value) {
+        let mut parameters = json!({"bmcpfsId": file_system, "path": "/volumes"});
+        crate::case::merge(&mut parameters, more);
+        let class = serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "provisioner": FILESETS,
+            "volumeBindingMode": "Immediate",
+            "reclaimPolicy": "Delete",
+            "parameters": parameters,
+        }));
+        let classes = Api::<StorageClass>::all(self.client.clone());
+        classes.create(&PostParams::default(), &class.unwrap()).await.unwrap();
+    }
+
     /// A kubeconfig with a token of the controller's own service account.
     fn log_in(plane: &ControlPlane) -> PathBuf {
         let token = plane.service_account_token(SYSTEM, "ossvp-controller").unwrap();
@@ -161,7 +197,10 @@ impl World {
                     let ours =
                         spec.data_source_ref.is_some_and(|it| it.kind == "OSSVolumePopulator");
                     let Some(volume) = spec.volume_name.filter(|_| ours) else { continue };
-                    let marker = volumes.join(&volume).join(".ossvp/complete.json");
+                    let marker = match volumes.join(&volume).join(IMPORTED) {
+                        imported if imported.exists() => imported,
+                        _ => volumes.join(&volume).join(".ossvp/complete.json"),
+                    };
                     if claim.metadata.deletion_timestamp.is_some() || marker.exists() {
                         continue;
                     }
@@ -196,7 +235,7 @@ impl World {
     pub fn start_controller(&self) {
         let mut controllers = self.controllers.lock().unwrap();
         let log = self.plane.folder().join(format!("controller-{}.log", controllers.len()));
-        controllers.push(Controller::start(&self.kubeconfig, &self.flags, &[], log));
+        controllers.push(Controller::start(self, &self.kubeconfig, &[], log));
     }
 
     pub fn controller_log(&self) -> String {
@@ -238,12 +277,7 @@ impl World {
 }
 
 impl Controller {
-    pub fn start(
-        kubeconfig: &std::path::Path,
-        flags: &[String],
-        more: &[&str],
-        log: PathBuf,
-    ) -> Self {
+    pub fn start(world: &World, kubeconfig: &std::path::Path, more: &[&str], log: PathBuf) -> Self {
         // it goes when the test's process does, however that ends: a static is never dropped
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_ossvp")]);
@@ -252,9 +286,12 @@ impl Controller {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("KUBECONFIG", kubeconfig)
+            .env("NAS_ENDPOINT", world.nas.endpoint())
+            .env("ALIBABA_CLOUD_ACCESS_KEY_ID", NAS_ID)
+            .env("ALIBABA_CLOUD_ACCESS_KEY_SECRET", NAS_SECRET)
             .args(["controller", "-v", "--listen=127.0.0.1:0"])
-            .args((!flags.iter().any(|it| it.starts_with(OWN_IMAGE))).then_some(image))
-            .args(flags)
+            .args((!world.flags.iter().any(|it| it.starts_with(OWN_IMAGE))).then_some(image))
+            .args(&world.flags)
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -275,6 +312,52 @@ impl Controller {
     /// Whether the process has ended, and how.
     pub fn ended(&self) -> Option<std::process::ExitStatus> {
         self.child.lock().unwrap().try_wait().unwrap()
+    }
+}
+
+/// CPFS, half a minute in each second. What it imports is put into the volumes' folder, once that is
+/// known.
+fn cpfs(volumes: Arc<OnceLock<PathBuf>>) -> NasServer {
+    let server = NasServer::builder()
+        .region(REGION)
+        .credentials(NAS_ID, NAS_SECRET)
+        .bucket("models")
+        .bucket("partial")
+        .bucket("broken")
+        .untagged_bucket("untagged")
+        .speed(30.0)
+        .times(Times {
+            create_flow: Duration::from_secs(60),
+            run_task: Duration::from_secs(600),
+            ..Times::default()
+        })
+        .on_import(move |import| imported(import, volumes.get().unwrap()));
+    let server = FILE_SYSTEMS.into_iter().fold(server, |server, id| server.file_system(id, &[]));
+    server.start_blocking().unwrap()
+}
+
+/// What comes of an import, by the bucket's name.
+fn imported(import: &Import, volumes: &std::path::Path) -> Outcome {
+    let all = Outcome {
+        files_total: 10,
+        files_done: 10,
+        bytes_total: 1000,
+        bytes_done: 1000,
+        ..Outcome::default()
+    };
+    match import.bucket.as_str() {
+        "partial" => {
+            let report = ("FailedFiles".to_owned(), "/.dataflow_report/failed.csv".to_owned());
+            Outcome { files_done: 9, reports: vec![report], ..all }
+        }
+        "broken" => Outcome { error: Some("ReadFailed".to_owned()), files_done: 3, ..all },
+        _ => {
+            let volume = import.destination.trim_matches('/').rsplit('/').next().unwrap();
+            let file = volumes.join(volume).join(IMPORTED);
+            // unless its volume went away under it
+            let _ = std::fs::write(file, &import.source);
+            all
+        }
     }
 }
 

@@ -240,6 +240,9 @@ impl Nas {
     ) -> Result<T, NasError> {
         let place = self.host(region)?;
         let host = place.1.to_string();
+        // a host of all regions needs it, the regions' own take it; as Alibaba Cloud's CSI driver
+        let mut query = query;
+        query.extend(parameters([("RegionId", Some(region))]));
         let late = || NasError::NoAnswer { action, host: host.clone() };
         let calling = self.call_patiently(deadline, region, action, &place, &query);
         let body = timeout_at(deadline, calling).await.unwrap_or_else(|_| Err(late()))?;
@@ -332,7 +335,7 @@ impl Nas {
     }
 
     /// Where a region's API is asked.
-    fn host(&self, region: &str) -> Result<(Scheme, Authority), NasError> {
+    pub(super) fn host(&self, region: &str) -> Result<(Scheme, Authority), NasError> {
         let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         if region.is_empty() || region.len() > 63 || !region.bytes().all(fits) {
             return Err(NasError::Region(region.to_owned()));

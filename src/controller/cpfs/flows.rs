@@ -1,6 +1,6 @@
 //! Data flows: what is asked and what is answered.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::page::{Listing, Page, or_default, parameters, said};
 
@@ -30,10 +30,10 @@ pub(crate) struct NewDataFlow {
 pub(crate) struct DataFlow {
     #[serde(rename = "DataFlowId", deserialize_with = "or_default")]
     pub(crate) id: String,
-    /// `Starting`, `Running`, `Stopped`, `Deleting`, …
+    /// `Starting`, `Running`, `Updating`, `Deleting`, `Stopping`, `Stopped`, `Misconfigured`, …
     #[serde(deserialize_with = "or_default")]
     pub(crate) status: String,
-    /// Such as `SourceStorageUnreachable`.
+    /// Such as `SourceStorageUnreachable` or `ThroughputTooLow`.
     #[serde(rename = "ErrorMessage", deserialize_with = "fault")]
     pub(crate) error: Option<String>,
     #[serde(deserialize_with = "or_default")]
@@ -111,7 +111,80 @@ impl Listing for Described {
     }
 }
 
-/// `None` is how the API says that nothing is wrong.
-fn fault<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    Ok(said(from)?.filter(|text| text != "None"))
+/// The API says that nothing is wrong with a word for it; its description in Chinese has that word,
+/// too.
+fn fault<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(said(from)?.filter(|text| text != "None" && text != "无"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(json: &str) -> Page<DataFlow> {
+        serde_json::from_str::<Described>(json).unwrap().page()
+    }
+
+    #[test]
+    fn the_documentation_s_example_is_read() {
+        let Page { items, next } = page(
+            r#"{"RequestId": "2D69A58F", "NextToken": "TGlz=", "DataFlowInfo": {"DataFlow": [{
+                "FileSystemId": "cpfs-099394bd928c", "DataFlowId": "dfid-194433a5be31",
+                "FsetId": "fset-1902718ea0ae", "Status": "Running", "ErrorMessage": "无",
+                "SourceStorage": "oss://bucket1", "SourceSecurityType": "SSL", "Throughput": 600,
+                "Description": "Bucket01数据流动", "CreateTime": "2021-09-30T10:08:08Z",
+                "AutoRefresh": {"AutoRefresh": [{"RefreshPath": "/prefix1/prefix2/"}]},
+                "FileSystemPath": "/a/b/c/", "FsetDescription": "x", "AutoRefreshInterval": 10,
+                "AutoRefreshPolicy": "None", "SourceStoragePath": "/prefix/"}]}}"#,
+        );
+        let expected = DataFlow {
+            id: "dfid-194433a5be31".to_owned(),
+            status: "Running".to_owned(),
+            error: None,
+            file_system_path: "/a/b/c/".to_owned(),
+            fileset: Some("fset-1902718ea0ae".to_owned()),
+            source_storage: "oss://bucket1".to_owned(),
+            source_storage_path: "/prefix/".to_owned(),
+            source_security_type: Some("SSL".to_owned()),
+            throughput: Some(600),
+            description: Some("Bucket01数据流动".to_owned()),
+            create_time: Some("2021-09-30T10:08:08Z".to_owned()),
+        };
+        assert_eq!((items, next.as_deref()), (vec![expected], Some("TGlz=")));
+    }
+
+    #[test]
+    fn what_is_missing_or_nothing_is_no_error() {
+        for nothing in [
+            "{}",
+            r#"{"DataFlowInfo": null, "NextToken": null}"#,
+            r#"{"DataFlowInfo": {}, "NextToken": ""}"#,
+            r#"{"DataFlowInfo": {"DataFlow": null}}"#,
+        ] {
+            let Page { items, next } = page(nothing);
+            assert!(items.is_empty() && next.is_none(), "{nothing}");
+        }
+        let flow = r#"{"DataFlowInfo": {"DataFlow": [{"DataFlowId": "df-1", "Status": "Odd",
+            "ErrorMessage": "SourceStorageUnreachable", "Description": null, "Throughput": null}]}}"#;
+        let flow = page(flow).items.remove(0);
+        assert_eq!((flow.status.as_str(), flow.throughput), ("Odd", None));
+        assert_eq!(flow.error.as_deref(), Some("SourceStorageUnreachable"));
+    }
+
+    #[test]
+    fn only_what_is_given_is_asked() {
+        let new = NewDataFlow {
+            file_system: "bmcpfs-1".to_owned(),
+            file_system_path: "/a/".to_owned(),
+            source_storage: "oss://b".to_owned(),
+            source_storage_path: "/p/".to_owned(),
+            source_security_type: None,
+            throughput: None,
+            description: None,
+            token: "t".to_owned(),
+        };
+        let names: Vec<_> = new.query().into_iter().map(|(name, _)| name).collect();
+        let given = "FileSystemId FileSystemPath SourceStorage SourceStoragePath ClientToken";
+        assert_eq!(names.join(" "), given);
+    }
 }

@@ -209,3 +209,61 @@ impl Listing for Described {
         Page { items: self.task_info.task, next: self.next_token }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(json: &str) -> Vec<Task> {
+        serde_json::from_str::<Described>(json).unwrap().page().items
+    }
+
+    #[test]
+    fn a_task_is_read_with_its_progress_and_reports() {
+        let tasks = page(
+            r#"{"TaskInfo": {"Task": [{
+                "FilesystemId": "bmcpfs-1", "DataFlowId": "df-1", "TaskId": "task-1",
+                "Status": "Completed", "Progress": 100, "TaskAction": "Import",
+                "Directory": "/a/", "DstDirectory": "/b/", "ErrorMsg": "", "Reports": {"Report": [
+                    {"Name": "TotalFilesReport", "Path": "/.dataflow_report/task-1"}]},
+                "ProgressStats": {"FilesTotal": 3, "FilesDone": 2, "ActualFiles": 1,
+                    "BytesTotal": 30, "BytesDone": 20, "ActualBytes": 10,
+                    "AverageSpeed": 5, "RemainTime": 2},
+                "CreateTime": "2021-08-04 18:27:35"}]}}"#,
+        );
+        let expected = Task {
+            id: "task-1".to_owned(),
+            flow: "df-1".to_owned(),
+            status: "Completed".to_owned(),
+            action: "Import".to_owned(),
+            directory: Some("/a/".to_owned()),
+            dst_directory: Some("/b/".to_owned()),
+            progress: 100,
+            files_total: 3,
+            files_done: 2,
+            bytes_total: 30,
+            bytes_done: 20,
+            bytes_per_s: 5,
+            remaining_s: 2,
+            error: None,
+            reports: vec![Report {
+                name: "TotalFilesReport".to_owned(),
+                path: "/.dataflow_report/task-1".to_owned(),
+            }],
+            create_time: Some("2021-08-04 18:27:35".to_owned()),
+        };
+        assert_eq!(tasks, [expected]);
+    }
+
+    #[test]
+    fn a_task_that_has_not_begun_states_nothing_yet() {
+        let tasks = page(
+            r#"{"TaskInfo": {"Task": [{"TaskId": "task-1", "Status": "Pending", "Progress": null,
+                "ProgressStats": null, "Reports": null, "ErrorMsg": null}]}}"#,
+        );
+        let pending = "Pending".to_owned();
+        let expected = Task { id: "task-1".to_owned(), status: pending, ..Task::default() };
+        assert_eq!(tasks, [expected]);
+        assert_eq!(page("{}"), []);
+    }
+}

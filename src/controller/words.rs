@@ -163,7 +163,41 @@ pub(crate) fn other_mode(cpfs: bool) -> String {
 
 /// Why CPFS does not do what it is asked for, and what helps.
 pub(crate) fn cpfs(error: &NasError) -> String {
-    crate::telemetry::chain(error)
+    let said = crate::telemetry::chain(error);
+    match helps(error.code()) {
+        None => said,
+        Some(helps) => format!("{said}; {helps}"),
+    }
+}
+
+/// What helps against a code of the NAS API.
+fn helps(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "OperationDenied.DependBucketTag" => {
+            "have the bucket's owner tag it cpfs-dataflow=true, by which CPFS may read it"
+        }
+        "InvalidSourceStorage.NotFound" => "check the resource's bucket",
+        "InvalidSourceStorage.InvalidRegion" => {
+            "CPFS reads only buckets of the file system's own region"
+        }
+        "InvalidSourceStorage.PermissionDenied" => {
+            "check that the bucket is of the file system's account and tagged cpfs-dataflow=true"
+        }
+        "InvalidFileSystem.NotFound" => {
+            "check the resource's region, which must be the file system's and the bucket's"
+        }
+        "InvalidFilesystemVersion.NotSupport" | "OperationDenied.NotSupportedFileSystemVersion" => {
+            "data flows need CPFS for Lingjun 2.4.0 or later"
+        }
+        "InvalidThroughput.OutOfBounds" => "set bmcpfsDataflow.throughput to 600, 1200 or 1500",
+        _ if code.starts_with("Forbidden") || code.starts_with("NoPermission") => {
+            "grant the controller's RAM identity the NAS actions that docs/security.md lists"
+        }
+        _ if code.contains("Limit") || code.contains("Quota") => {
+            "a file system has at most ten data flows; delete one that is not needed"
+        }
+        _ => return None,
+    })
 }
 
 /// A data flow that CPFS finds fault with.

@@ -225,7 +225,7 @@ fn what_cpfs_refuses_is_told_with_what_helps_and_tried_again() {
 
         case.source("elsewhere", spec("models", json!({"region": "cn-hangzhou"}))).await;
         let claim = case.claim("lost", "elsewhere", "cpfs-e", json!({})).await;
-        let region = ["PopulatorDataflowError", "cn-hangzhou"];
+        let region = ["PopulatorDataflowError", "check the resource's region"];
         println!("{}", case.event("lost", Some("elsewhere"), &region).await);
         let_go(&case, &claim).await;
     });

@@ -186,6 +186,50 @@ async fn a_task_is_canceled() {
 }
 
 #[tokio::test]
+async fn states_that_nobody_has_heard_of_are_seen() {
+    let server = start();
+    let nas = nas(&server);
+    let flow = running_flow(&server, &nas).await;
+    let task = nas.create_data_flow_task(REGION, &new_task(&flow, "t")).await.unwrap();
+    server.set_flow(&flow, "Hibernating", Some("SourceStorageUnreachable"));
+    server.set_task(&task, "Meditating");
+    server.advance(Duration::from_secs(100_000));
+    let flows = nas.describe_data_flows(REGION, FILE_SYSTEM).await.unwrap();
+    let said = (flows[0].status.as_str(), flows[0].error.as_deref());
+    assert_eq!(said, ("Hibernating", Some("SourceStorageUnreachable")));
+    let tasks = nas.describe_data_flow_tasks(REGION, FILE_SYSTEM, &flow).await.unwrap();
+    assert_eq!(tasks[0].status, "Meditating");
+}
+
+#[tokio::test]
+async fn an_import_s_files_are_in_place_before_it_says_so() {
+    let (done, imported) = std::sync::mpsc::channel();
+    let server = builder()
+        // as time passes, so it does with looking
+        .per_describe(Duration::from_secs(60))
+        .on_import(move |import| {
+            done.send(import.clone()).unwrap();
+            Outcome { error: Some("DiskFull".to_owned()), ..Outcome::default() }
+        })
+        .start_blocking()
+        .unwrap();
+    let nas = nas(&server);
+    let flow = running_flow(&server, &nas).await;
+    nas.create_data_flow_task(REGION, &new_task(&flow, "t")).await.unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        let tasks = nas.describe_data_flow_tasks(REGION, FILE_SYSTEM, &flow).await.unwrap();
+        seen.push(tasks[0].status.clone());
+        assert_eq!(tasks[0].error.as_deref(), (seen.len() > 2).then_some("DiskFull"));
+    }
+    assert_eq!(seen, ["Pending", "Executing", "Failed", "Failed"]);
+    let import = imported.try_recv().unwrap();
+    assert_eq!((import.bucket.as_str(), import.source.as_str()), ("models", "/a b/ü+&=/"));
+    assert_eq!(import.destination, "/data/pv-1/sub/");
+    assert!(imported.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn all_pages_are_read() {
     let server = start();
     let nas = nas(&server);

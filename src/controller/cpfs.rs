@@ -4,6 +4,9 @@
 //! data, and CPFS does the work. [`Nas`] (`client`) signs (`acs3`), sends and tries again; what each
 //! operation is asked with and answers is in `flows`, `tasks` and `filesets`, pure.
 //!
+//! An account may make 120 calls a minute of each operation in a region, as the documentation of CPFS
+//! for Lingjun says: what is described for one claim is best described for all of a file system.
+//!
 //! Names are those of the official SDK's models (alibabacloud-nas20170626 3.7.5). A status stays the
 //! word that the API says: one that nobody has heard of is to be seen.
 

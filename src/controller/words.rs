@@ -191,7 +191,7 @@ fn helps(code: &str) -> Option<&'static str> {
         }
         "InvalidThroughput.OutOfBounds" => "set bmcpfsDataflow.throughput to 600, 1200 or 1500",
         _ if code.starts_with("Forbidden") || code.starts_with("NoPermission") => {
-            "grant the controller's RAM identity the NAS actions that docs/security.md lists"
+            "grant the controller's RAM identity the NAS actions that docs/controller.md lists"
         }
         _ if code.contains("Limit") || code.contains("Quota") => {
             "a file system has at most ten data flows; delete one that is not needed"

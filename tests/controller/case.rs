@@ -240,10 +240,11 @@ impl Case {
     pub async fn reasons(&self, claim: &str) -> BTreeSet<String> {
         let events = self.events("PersistentVolumeClaim", claim).await;
         let reason = |event: &String| event.split(':').next().unwrap().to_owned();
-        let reasons: Vec<String> = events.iter().map(reason).collect();
+        let reasons: Vec<String> =
+            events.iter().map(reason).filter(|reason| reason != "PopulatorProgress").collect();
         let set: BTreeSet<String> = reasons.iter().cloned().collect();
         assert_eq!(set.len(), reasons.len(), "told twice: {events:?}");
-        set.into_iter().filter(|reason| reason != "PopulatorProgress").collect()
+        set
     }
 
     /// Waits for an event of the controller on the claim that has all of `parts`, and on the

@@ -349,20 +349,22 @@ fn a_controller_killed_after_any_change_makes_one_data_flow_and_one_task() {
         assert_eq!(world.nas.tasks().len(), before + 1);
 
         // no right, and no answer, while the claim comes and while it goes
-        for fault in [Fault::refuse(403, "Forbidden.RAM"), Fault::drop_before()] {
-            let claim = case.claim("again", "models", "cpfs", json!({})).await;
+        for (name, fault) in
+            [("denied", Fault::refuse(403, "Forbidden.RAM")), ("silent", Fault::drop_before())]
+        {
+            let claim = case.claim(name, "models", "cpfs", json!({})).await;
             world.nas.fault_always("CreateDataFlow", fault.clone());
-            let told = case.event("again", Some("models"), &["PopulatorDataflowError"]).await;
+            let told = case.event(name, Some("models"), &["PopulatorDataflowError"]).await;
             println!("{told}");
             world.nas.fault_always("DescribeDataFlows", fault);
             let claims = case.api::<PersistentVolumeClaim>();
-            case.delete(&claims, "again").await;
-            case.entry("again", "held", |it| {
+            case.delete(&claims, name).await;
+            case.entry(name, "held", |it| {
                 it.phase == Phase::Deleting && it.message.contains("CPFS cannot be asked")
             })
             .await;
             world.nas.clear_faults();
-            case.gone(&claims, "again").await;
+            case.gone(&claims, name).await;
             case.no_scaffolding(&claim.uid().unwrap()).await;
         }
     });

@@ -11,6 +11,7 @@
 mod at;
 mod audit;
 mod cap;
+mod combine;
 mod commit;
 mod failure;
 mod fetch;

@@ -66,7 +66,7 @@ pub struct Connection {
     pub anonymous: bool,
     /// More roots to trust, a PEM file.
     pub ca_bundle: Option<PathBuf>,
-    /// Upper bound for one piece of a body, in bytes; `None`: 128 KiB.
+    /// Upper bound for one piece of a body, in bytes; `None`: 256 KiB.
     pub read_buffer: Option<usize>,
     /// The longest wait for an answer, and for more of one; `None`: 30 s.
     pub timeout: Option<Duration>,

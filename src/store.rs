@@ -20,6 +20,8 @@ pub mod fuzzing;
 mod lister;
 mod listing;
 mod location;
+#[doc(hidden)]
+pub mod measuring;
 mod meter;
 mod objects;
 mod providers;

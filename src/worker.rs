@@ -23,6 +23,8 @@ mod large;
 pub mod layout;
 mod list;
 mod manifest;
+#[doc(hidden)]
+pub mod measuring;
 mod options;
 mod own;
 mod pace;

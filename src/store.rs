@@ -20,6 +20,8 @@ pub mod fuzzing;
 mod lister;
 mod listing;
 mod location;
+#[doc(hidden)]
+pub mod measuring;
 mod meter;
 mod objects;
 mod providers;
@@ -67,7 +69,7 @@ pub struct Connection {
     pub anonymous: bool,
     /// More roots to trust, a PEM file.
     pub ca_bundle: Option<PathBuf>,
-    /// Upper bound for one piece of a body, in bytes; `None`: 128 KiB.
+    /// Upper bound for one piece of a body, in bytes; `None`: 256 KiB.
     pub read_buffer: Option<usize>,
     /// The longest wait for an answer, and for more of one; `None`: 30 s.
     pub timeout: Option<Duration>,

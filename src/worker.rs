@@ -11,6 +11,7 @@
 mod at;
 mod audit;
 mod cap;
+mod combine;
 mod commit;
 mod failure;
 mod fetch;
@@ -22,6 +23,8 @@ mod large;
 pub mod layout;
 mod list;
 mod manifest;
+#[doc(hidden)]
+pub mod measuring;
 mod options;
 mod own;
 mod pace;

@@ -48,7 +48,7 @@ async fn serve(
             let lane = (0..lanes.count()).min_by_key(|lane| on_lane[*lane]).unwrap_or_default();
             on_lane[lane] += 1;
             let (transfers, queue) = (Arc::clone(&transfers[lane]), Arc::clone(queue));
-            let serving = slot(transfers, queue, Arc::clone(pace));
+            let serving = slot(lane, transfers, queue, Arc::clone(pace));
             slots.spawn_on(async move { Ok((lane, serving.await?)) }, lanes.handle(lane));
         }
         tokio::select! {
@@ -70,13 +70,14 @@ async fn serve(
 
 /// Makes one request after the other, until there is nothing more to do or the pace wants fewer.
 async fn slot(
+    lane: usize,
     transfers: Arc<Transfers>,
     queue: Arc<Queue>,
     pace: Arc<Pace>,
 ) -> Result<Committed, Failure> {
     let mut committed = Committed::default();
     while !pace.retire() {
-        let next = queue.next(&transfers, &pace, &mut committed).await?;
+        let next = queue.next(lane, &transfers, &pace, &mut committed).await?;
         let Some((mut unit, _taken)) = next else {
             pace.leave();
             break;

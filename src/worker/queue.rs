@@ -38,21 +38,46 @@ struct State {
     planned: VecDeque<Action>,
     /// How the plan ended, once it has.
     ended: Option<Result<(), Failure>>,
-    /// Large objects, and the first part of each that nobody has taken.
-    larges: VecDeque<(Arc<Large>, usize)>,
+    /// Large objects of which there are parts that nobody has taken.
+    larges: Vec<Open>,
     /// Units that were taken and are not done.
     units: u32,
     /// Of these, parts.
     parts: u32,
 }
 
+/// A large object whose parts are being taken.
+#[derive(Debug)]
+struct Open {
+    large: Arc<Large>,
+    /// The first part that nobody has taken.
+    next: usize,
+    /// The lane that took the first.
+    lane: Option<usize>,
+}
+
+impl Open {
+    fn left(&self) -> usize {
+        self.large.parts() - self.next
+    }
+}
+
 impl State {
-    fn part(&mut self) -> Option<Unit> {
-        let (large, next) = self.larges.front_mut()?;
-        let unit = Unit::Part { large: Arc::clone(large), index: *next };
-        *next += 1;
-        if *next == large.parts() {
-            self.larges.pop_front();
+    /// A part for `lane`: of an object that no other lane writes if there is one, because a file is
+    /// locked while it is written; else of the one that has most to do.
+    fn part(&mut self, lane: usize) -> Option<Unit> {
+        let at = self
+            .larges
+            .iter()
+            .position(|open| open.lane == Some(lane))
+            .or_else(|| self.larges.iter().position(|open| open.lane.is_none()))
+            .or_else(|| (0..self.larges.len()).max_by_key(|at| self.larges[*at].left()))?;
+        let open = &mut self.larges[at];
+        open.lane.get_or_insert(lane);
+        let unit = Unit::Part { large: Arc::clone(&open.large), index: open.next };
+        open.next += 1;
+        if open.left() == 0 {
+            self.larges.remove(at);
         }
         self.parts += 1;
         self.units += 1;
@@ -136,13 +161,14 @@ impl Queue {
         self.state().is_done()
     }
 
-    /// Takes the next unit, waiting if need be; `None` if there will be none. What needs no request
+    /// Takes the next unit for `lane`, waiting if need be; `None` if there will be none. What needs no request
     /// is done on the way, and counted in `committed`.
     ///
     /// # Errors
     /// The plan's failure, or an action's.
     pub(crate) async fn next<'a>(
         &'a self,
+        lane: usize,
         transfers: &Transfers,
         pace: &Pace,
         committed: &mut Committed,
@@ -150,12 +176,12 @@ impl Queue {
         loop {
             let mut more = pin!(self.more.notified());
             more.as_mut().enable();
-            if let Some(taken) = self.part(pace) {
+            if let Some(taken) = self.part(lane, pace) {
                 return Ok(Some(taken));
             }
             let turn = self.turn.lock().await;
             // whoever had the turn before may have opened a large object
-            if let Some(taken) = self.part(pace) {
+            if let Some(taken) = self.part(lane, pace) {
                 return Ok(Some(taken));
             }
             let action = {
@@ -198,14 +224,14 @@ impl Queue {
 
     /// A part, if it is a part's turn: parts want bandwidth and small objects want requests, so
     /// while there are both, each gets half of the requests.
-    fn part<'a>(&'a self, pace: &Pace) -> Option<(Unit, Taken<'a>)> {
+    fn part<'a>(&'a self, lane: usize, pace: &Pace) -> Option<(Unit, Taken<'a>)> {
         let unit = {
             let mut state = self.state();
             let small_waits = !state.planned.is_empty() && state.larges.len() < OPEN_LARGE;
             if small_waits && state.parts >= pace.level().div_ceil(2) {
                 return None;
             }
-            state.part()?
+            state.part(lane)?
         };
         self.wake_another(pace);
         Some((unit, Taken { queue: self, is_part: true }))
@@ -213,7 +239,7 @@ impl Queue {
 
     /// The parts of a large object are there to be taken.
     pub(crate) fn open(&self, large: Arc<Large>) {
-        self.state().larges.push_back((large, 0));
+        self.state().larges.push(Open { large, next: 0, lane: None });
         self.more.notify_waiters();
     }
 }

@@ -3,10 +3,11 @@
 //! Pure. CRC-64/XZ is always computed: it is what OSS states, what the manifest records, and free (tens
 //! of GB/s a core). CRCs of parts combine to the CRC of the whole; MD5 and SHA-256 do not.
 
-use crc_fast::{CrcAlgorithm, checksum_combine};
+use crc_fast::CrcAlgorithm;
 use md5::Md5;
 use sha2::{Digest as _, Sha256};
 
+use super::combine::Combining;
 use crate::handoff::{Checked, Tally, VerifyMode};
 use crate::keys::hex;
 use crate::store::Stated;
@@ -239,17 +240,17 @@ impl Digests {
 
     /// Of these bytes followed by those of `next`. MD5 and SHA-256 do not combine and are lost.
     pub(crate) fn join(self, next: &Self) -> Self {
-        let combine = |kind, a: u64, b: u64| checksum_combine(kind, a, b, next.length);
+        let combine = |kind: Combining, a, b| kind.combine(a, b, next.length);
         let long = |kind, a: Option<u64>, b: Option<u64>| Some(combine(kind, a?, b?));
         let short = |kind, a: Option<u32>, b: Option<u32>| {
             Some(combine(kind, u64::from(a?), u64::from(b?)) as u32)
         };
         Self {
             length: self.length + next.length,
-            crc64: combine(CrcAlgorithm::Crc64Xz, self.crc64, next.crc64),
-            crc64nvme: long(CrcAlgorithm::Crc64Nvme, self.crc64nvme, next.crc64nvme),
-            crc32c: short(CrcAlgorithm::Crc32Iscsi, self.crc32c, next.crc32c),
-            crc32: short(CrcAlgorithm::Crc32IsoHdlc, self.crc32, next.crc32),
+            crc64: combine(Combining::CRC64_XZ, self.crc64, next.crc64),
+            crc64nvme: long(Combining::CRC64_NVME, self.crc64nvme, next.crc64nvme),
+            crc32c: short(Combining::CRC32_ISCSI, self.crc32c, next.crc32c),
+            crc32: short(Combining::CRC32_ISO_HDLC, self.crc32, next.crc32),
             md5: None,
             sha256: None,
         }

@@ -42,7 +42,7 @@ use kube::runtime::controller;
 use kube::{Client, Config, ResourceExt};
 use tokio::net::TcpListener;
 
-use self::cpfs::Nas;
+use self::cpfs::{Descriptions, Nas};
 pub use self::error::{Answer, Error};
 use self::events::Recorder;
 pub use self::manifests::{ManifestsArgs, manifests};
@@ -123,7 +123,13 @@ async fn work(client: Client, nas: Nas, settings: Settings, identity: String, he
     let (caches, claims, sources) = watches::start(&client, &settings);
     let (claim_store, source_store) = (caches.claims.clone(), caches.sources.clone());
     let recorder = Recorder::new(client.clone(), identity);
-    let observer = Observer { client: client.clone(), nas, caches, settings };
+    let observer = Observer {
+        client: client.clone(),
+        nas,
+        descriptions: Descriptions::default(),
+        caches,
+        settings,
+    };
     let context = Arc::new(Context::new(client, observer, recorder, health));
     let forgetful = context.clone();
     // a pass waits for caches to be full: what is missing in them would look deleted

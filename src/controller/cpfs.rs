@@ -12,6 +12,7 @@
 
 mod acs3;
 mod client;
+mod described;
 mod error;
 mod filesets;
 mod flows;
@@ -21,6 +22,7 @@ mod tasks;
 mod tests;
 
 pub(crate) use self::client::Nas;
+pub(crate) use self::described::{Described, Descriptions};
 pub(crate) use self::error::NasError;
 pub(crate) use self::flows::{DataFlow, NewDataFlow};
 pub(crate) use self::tasks::{NewTask, Task};

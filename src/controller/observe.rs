@@ -16,7 +16,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
-use super::cpfs::{Nas, NasError};
+use super::cpfs::{Described, Descriptions, Nas};
 use super::crd::{KIND, OSSVolumePopulator};
 use super::observed::dataflow::{Dataflow, Known, Plan};
 use super::observed::{
@@ -123,6 +123,7 @@ pub(super) fn source_of(claim: &PersistentVolumeClaim) -> Option<&str> {
 pub(super) struct Observer {
     pub(super) client: Client,
     pub(super) nas: Nas,
+    pub(super) descriptions: Descriptions,
     pub(super) caches: Caches,
     pub(super) settings: Settings,
 }
@@ -198,7 +199,7 @@ impl Observer {
             }
         };
         let dataflow = match &prime_facts {
-            Some(prime) => self.dataflow(prime).await,
+            Some(prime) => self.dataflow(prime, from).await,
             None => Dataflow::Unasked,
         };
         let mut worker = job.as_deref().map(|job| Worker::of(job, &pods));
@@ -263,26 +264,19 @@ impl Observer {
     }
 
     /// What CPFS has of a prime PVC's plan. That it cannot be asked is a fact too.
-    async fn dataflow(&self, prime: &Prime) -> Dataflow {
+    async fn dataflow(&self, prime: &Prime, from: From) -> Dataflow {
         let Some(plan) = &prime.plan else { return Dataflow::Unasked };
-        match self.ask_cpfs(plan, &prime.uid).await {
-            Ok(known) => Dataflow::Known(known),
+        let Plan { region, file_system, .. } = plan;
+        let anew = from == From::Server;
+        match self.descriptions.of(&self.nas, region, file_system, anew).await {
+            Ok(described) => {
+                let Described { flows, tasks } = &*described;
+                Dataflow::Known(Box::new(Known::of(plan, &prime.uid, flows, tasks)))
+            }
+            // with it went what it had
+            Err(error) if error.code() == NO_FILE_SYSTEM => Dataflow::Known(Box::default()),
             Err(error) => Dataflow::Unknown(words::cpfs(&error)),
         }
-    }
-
-    async fn ask_cpfs(&self, plan: &Plan, prime: &str) -> Result<Known, NasError> {
-        let Plan { region, file_system, .. } = plan;
-        let flows = match self.nas.describe_data_flows(region, file_system).await {
-            // with it went what it had
-            Err(error) if error.code() == NO_FILE_SYSTEM => vec![],
-            flows => flows?,
-        };
-        let tasks = match Known::flow_of(plan, &flows) {
-            Some(flow) => self.nas.describe_data_flow_tasks(region, file_system, &flow.id).await?,
-            None => vec![],
-        };
-        Ok(Known::of(plan, prime, &flows, &tasks))
     }
 
     async fn class(&self, target: &PersistentVolumeClaim, from: From) -> Result<Class, Error> {

@@ -114,6 +114,9 @@ async fn pass(key: &ClaimKey, context: &Context) -> Result<Requeue, Error> {
         action,
     )
     .await;
+    if let Some(plan) = seen.facts.prime.as_ref().and_then(|prime| prime.plan.as_ref()) {
+        context.observer.descriptions.forget(&plan.region, &plan.file_system);
+    }
     context.health.metrics.acted(action.name(), done.is_ok());
     match &done {
         Ok(()) => {

@@ -155,13 +155,16 @@ impl Nas {
         &self,
         region: &str,
         file_system: &str,
-        flow: &str,
+        flows: &[&str],
     ) -> Result<Vec<Task>, NasError> {
-        let mut query = listing(file_system, Some(("DataFlowIds", flow)));
+        if flows.is_empty() {
+            return Ok(vec![]);
+        }
+        let mut query = listing(file_system, Some(("DataFlowIds", &flows.join(","))));
         query.extend(parameters([("WithReports", Some("true"))]));
         let tasks = self.list::<tasks::Described>(region, "DescribeDataFlowTasks", query).await?;
         // a part of an id is a filter too
-        Ok(tasks.into_iter().filter(|task| task.flow == flow).collect())
+        Ok(tasks.into_iter().filter(|task| flows.contains(&task.flow.as_str())).collect())
     }
 
     /// Begins to stop a task.

@@ -11,7 +11,7 @@ use reqsign_core::StaticEnv;
 use crate::store::RetryPolicy;
 
 use super::client::Surroundings;
-use super::{DataFlow, Nas, NasError, NewDataFlow, NewTask};
+use super::{DataFlow, Descriptions, Nas, NasError, NewDataFlow, NewTask};
 
 const REGION: &str = "cn-wulanchabu";
 const FILE_SYSTEM: &str = "bmcpfs-1";
@@ -143,7 +143,7 @@ async fn a_task_is_made_and_seen_to_its_end() {
     });
     let id = nas.create_data_flow_task(REGION, &new_task(&flow, "t")).await.unwrap();
     let seen = async || {
-        let mut tasks = nas.describe_data_flow_tasks(REGION, FILE_SYSTEM, &flow).await.unwrap();
+        let mut tasks = nas.describe_data_flow_tasks(REGION, FILE_SYSTEM, &[&flow]).await.unwrap();
         assert_eq!(tasks.len(), 1);
         tasks.remove(0)
     };
@@ -175,7 +175,7 @@ async fn a_task_is_canceled() {
     let id = nas.create_data_flow_task(REGION, &new_task(&flow, "t")).await.unwrap();
     nas.cancel_data_flow_task(REGION, FILE_SYSTEM, &flow, &id, "c").await.unwrap();
     let status = async || {
-        let tasks = nas.describe_data_flow_tasks(REGION, FILE_SYSTEM, &flow).await.unwrap();
+        let tasks = nas.describe_data_flow_tasks(REGION, FILE_SYSTEM, &[&flow]).await.unwrap();
         tasks[0].status.clone()
     };
     assert_eq!(status().await, "Canceling");
@@ -197,7 +197,7 @@ async fn states_that_nobody_has_heard_of_are_seen() {
     let flows = nas.describe_data_flows(REGION, FILE_SYSTEM).await.unwrap();
     let said = (flows[0].status.as_str(), flows[0].error.as_deref());
     assert_eq!(said, ("Hibernating", Some("SourceStorageUnreachable")));
-    let tasks = nas.describe_data_flow_tasks(REGION, FILE_SYSTEM, &flow).await.unwrap();
+    let tasks = nas.describe_data_flow_tasks(REGION, FILE_SYSTEM, &[&flow]).await.unwrap();
     assert_eq!(tasks[0].status, "Meditating");
 }
 
@@ -218,7 +218,7 @@ async fn an_import_s_files_are_in_place_before_it_says_so() {
     nas.create_data_flow_task(REGION, &new_task(&flow, "t")).await.unwrap();
     let mut seen = Vec::new();
     for _ in 0..4 {
-        let tasks = nas.describe_data_flow_tasks(REGION, FILE_SYSTEM, &flow).await.unwrap();
+        let tasks = nas.describe_data_flow_tasks(REGION, FILE_SYSTEM, &[&flow]).await.unwrap();
         seen.push(tasks[0].status.clone());
         assert_eq!(tasks[0].error.as_deref(), (seen.len() > 2).then_some("DiskFull"));
     }
@@ -467,4 +467,36 @@ async fn the_host_is_the_region_s_unless_the_environment_says_another() {
     }
     let error = nas(&[("OSSVP_CA_BUNDLE", "/nowhere/ca.pem")]).unwrap_err();
     assert!(matches!(error, NasError::Setup(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn many_claims_are_told_by_one_description_until_something_is_done() {
+    let server = start();
+    let nas = nas(&server);
+    let flow = running_flow(&server, &nas).await;
+    nas.create_data_flow_task(REGION, &new_task(&flow, "task")).await.unwrap();
+    server.clear_calls();
+    let calls = || {
+        (server.calls_of("DescribeDataFlows").len(), server.calls_of("DescribeDataFlowTasks").len())
+    };
+    let last = Descriptions::default();
+    let look = |anew| last.of(&nas, REGION, FILE_SYSTEM, anew);
+    for described in futures::future::join_all((0..50).map(|_| look(false))).await {
+        let described = described.unwrap();
+        assert_eq!((described.flows.len(), described.tasks.len()), (1, 1));
+    }
+    assert_eq!(calls(), (1, 1));
+    look(true).await.unwrap();
+    assert_eq!(calls(), (2, 2), "anew");
+    look(false).await.unwrap();
+    assert_eq!(calls(), (2, 2), "which serves others too");
+    last.forget(REGION, FILE_SYSTEM);
+    // one that does not answer is not asked by each of them
+    server.fault_always("DescribeDataFlows", Fault::refuse(403, "Forbidden.RAM"));
+    for described in futures::future::join_all((0..50).map(|_| look(false))).await {
+        assert_eq!(described.unwrap_err().code(), "Forbidden.RAM");
+    }
+    assert_eq!(calls(), (3, 2));
+    let elsewhere = last.of(&nas, REGION, "bmcpfs-none", false).await.unwrap_err();
+    assert_eq!(elsewhere.code(), "Forbidden.RAM");
 }

@@ -92,7 +92,7 @@ prop_compose! {
         code in proptest::sample::select(vec![0, 0, 0, 0, 1, 3, 7]),
         cpfs in proptest::option::of(any::<bool>()),
         steps in proptest::collection::vec(a_step(), 0..80)) -> Case {
-        Case { world: World::new(waits, class, consumer, spec, bad_node, provisioner_broken, code, cpfs.map(|lazy| Cpfs::new(lazy, code)), ), steps }
+        Case { world: World::new(waits, class, consumer, spec, bad_node, provisioner_broken, (code, cpfs.map(|lazy| Cpfs::new(lazy, code)))), steps }
     }
 }
 

@@ -129,7 +129,7 @@ pub(crate) enum Dataflow {
     /// It did not answer; why, and what helps.
     Unknown(String),
     /// It answered.
-    Known(Known),
+    Known(Box<Known>),
 }
 
 impl Dataflow {
@@ -235,7 +235,7 @@ impl Known {
         }
     }
 
-    /// Of the data flows of the plan's file system and the tasks of its data flow.
+    /// Of the data flows and tasks of the plan's file system.
     pub(crate) fn of(plan: &Plan, prime: &str, flows: &[DataFlow], tasks: &[Task]) -> Self {
         let flow = Self::flow_of(plan, flows).map(|flow| FlowSeen {
             id: flow.id.clone(),
@@ -243,11 +243,14 @@ impl Known {
             status: flow.status.clone(),
             error: flow.error.clone(),
         });
+        let of_flow =
+            |task: &&Task| flow.as_ref().is_some_and(|flow: &FlowSeen| flow.id == task.flow);
         let noted = |task: &&Task| plan.task.as_ref().is_some_and(|noted| noted.id == task.id);
-        let task = tasks.iter().find(noted).map(TaskSeen::of);
+        let task = tasks.iter().filter(of_flow).find(noted).map(TaskSeen::of);
         let ours = flow.as_ref().is_some_and(|flow| flow.ours);
         let unfinished = tasks
             .iter()
+            .filter(of_flow)
             .filter(|task| ours || noted(task))
             .filter(|task| !matches!(task.status.as_str(), "Completed" | "Failed" | "Canceled"))
             .map(|task| Unfinished {

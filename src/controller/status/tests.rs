@@ -330,14 +330,14 @@ fn a_data_flow_is_shown_while_it_fills_and_not_after() {
     let mut importing = seen("a");
     importing.prime =
         Some(Prime { plan: Some(serde_json::from_value(plan).unwrap()), ..Prime::default() });
-    importing.dataflow = Dataflow::Known(Known {
+    importing.dataflow = Dataflow::Known(Box::new(Known {
         task: Some(TaskSeen {
             files: Share { done: 3, total: 10 },
             bytes: Share { done: 59, total: 100 },
             ..TaskSeen::default()
         }),
         ..Known::default()
-    });
+    }));
     let after = |status: &OSSVolumePopulatorStatus, phase: Phase| {
         let update = update("claim-a", &importing, &decision(phase, "m"), None, at(9));
         next(status, Some(1), None, update.as_ref(), at(9))

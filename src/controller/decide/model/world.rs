@@ -130,8 +130,7 @@ impl World {
         spec: Option<u8>,
         bad_node: bool,
         provisioner_broken: bool,
-        code: i32,
-        cpfs: Option<Cpfs>,
+        (code, cpfs): (i32, Option<Cpfs>),
     ) -> Self {
         let mut world = Self {
             last: 1,

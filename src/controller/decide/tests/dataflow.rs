@@ -38,7 +38,7 @@ fn importing(change: impl FnOnce(&mut Observed)) -> Observed {
     (prime.plan, prime.protected) = (Some(planned()), true);
     seen.volume.as_mut().unwrap().cpfs =
         Some(Place { file_system: "bmcpfs-1".to_owned(), ..Place::default() });
-    seen.dataflow = Dataflow::Known(Known {
+    seen.dataflow = Dataflow::Known(Box::new(Known {
         flow: Some(FlowSeen {
             id: "df-1".to_owned(),
             ours: true,
@@ -53,7 +53,7 @@ fn importing(change: impl FnOnce(&mut Observed)) -> Observed {
         }),
         unfinished: vec![Unfinished { id: "task-1".to_owned(), canceling: false }],
         flows: 1,
-    });
+    }));
     change(&mut seen);
     seen
 }
@@ -87,7 +87,7 @@ fn ended(status: &str, done: u64) -> Observed {
 fn before(change: impl FnOnce(&mut Observed)) -> Observed {
     importing(|seen| {
         (plan(seen).flow, plan(seen).task) = (None, None);
-        seen.dataflow = Dataflow::Known(Known::default());
+        seen.dataflow = Dataflow::Known(Box::default());
         change(seen);
     })
 }

@@ -90,14 +90,20 @@ fn a_data_flow_is_found_by_what_was_noted_or_by_what_it_does() {
 fn tasks_of_our_data_flow_are_ours_to_end_and_of_others_only_our_own() {
     let task = |id: &str, status: &str| Task {
         id: id.to_owned(),
+        flow: "df-2".to_owned(),
         status: status.to_owned(),
         files_total: -1,
         bytes_total: 10,
         bytes_done: 4,
         ..Task::default()
     };
-    let tasks =
-        [task("task-1", "Pending"), task("task-2", "Canceling"), task("task-3", "Completed")];
+    let another = Task { flow: "df-1".to_owned(), ..task("task-4", "Executing") };
+    let tasks = [
+        task("task-1", "Pending"),
+        task("task-2", "Canceling"),
+        task("task-3", "Completed"),
+        another,
+    ];
     let unfinished = |description: &str| {
         let flows = [flow("df-2", "/pv/", Some(description))];
         let known = Known::of(&plan(), "p", &flows, &tasks);

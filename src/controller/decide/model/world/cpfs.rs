@@ -142,7 +142,7 @@ impl Cpfs {
             .iter()
             .filter(|task| !ended(task))
             .map(|task| Unfinished { id: task.id.clone(), canceling: task.status == "Canceling" });
-        Dataflow::Known(Known {
+        Dataflow::Known(Box::new(Known {
             flow: flow.map(|flow| FlowSeen {
                 id: flow.id.clone(),
                 ours: true,
@@ -152,7 +152,7 @@ impl Cpfs {
             task,
             unfinished: unfinished.collect(),
             flows: self.flows.len(),
-        })
+        }))
     }
 
     /// Does `action`; the plan that comes of it.

@@ -3,9 +3,11 @@
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{
     Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
 };
+use kube::core::PartialObjectMeta;
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 
@@ -13,6 +15,7 @@ use super::cpfs::Nas;
 use super::decide::Action;
 use super::observe::Seen;
 use super::observed::Source;
+use super::observed::dataflow::Plan;
 use super::settings::Settings;
 use super::{Answer, Error, build, names};
 
@@ -82,19 +85,31 @@ pub(super) async fn apply(
             let note = json!({"op": "add", "path": build::pointer(names::FAILURE), "value": text});
             patched(&primes(), prime, json!([unchanged(prime), note])).await.map_err(failed)
         }
-        Action::PlanDataflow
-        | Action::CreateFlow
-        | Action::NoteFlow(_)
-        | Action::CreateTask
-        | Action::CancelTask(_)
-        | Action::DeleteFlow(_) => {
+        Action::CreateFlow => {
+            // before CPFS is asked: whatever becomes of its answer, it is known that there may be one
             let prime = prime()?;
-            let plan = dataflow::apply(nas, seen, action).await?;
-            let Some(plan) = plan else { return Ok(()) };
-            let text = serde_json::to_string(&plan).expect("plain strings and numbers serialise");
-            let path = build::pointer(names::DATA_FLOW);
-            let note = json!({"op": "add", "path": path, "value": text});
-            patched(&primes(), prime, json!([unchanged(prime), note])).await.map_err(failed)
+            let plan = seen.facts.prime.as_ref().and_then(|prime| prime.plan.clone());
+            let plan = plan.ok_or_else(|| gone("plan"))?;
+            let asked = Plan { asked: Some(Timestamp::now()), ..plan };
+            let noted = note(&primes(), prime, &asked).await.map_err(failed)?;
+            let plan = dataflow::ask(nas, seen, action).await?;
+            let plan = Plan { asked: asked.asked, ..plan };
+            note(&primes(), &noted, &plan).await.map(drop).map_err(failed)
+        }
+        Action::PlanDataflow | Action::NoteFlow(_) | Action::NoteTask(_) | Action::CreateTask => {
+            let plan = dataflow::ask(nas, seen, action).await?;
+            note(&primes(), prime()?, &plan).await.map(drop).map_err(failed)
+        }
+        Action::CancelTask(_) => dataflow::undo(nas, seen, action).await,
+        Action::DeleteFlow(_) => {
+            // before it goes: whatever happens then, what is not listed any more is gone
+            if let Some(plan) = seen.facts.prime.as_ref().and_then(|prime| prime.plan.as_ref())
+                && !plan.shown
+            {
+                let plan = Plan { shown: true, ..plan.clone() };
+                note(&primes(), prime()?, &plan).await.map_err(failed)?;
+            }
+            dataflow::undo(nas, seen, action).await
         }
         Action::ProtectPrime => {
             let prime = prime()?;
@@ -148,6 +163,20 @@ fn only(uid: Option<String>, resource_version: Option<String>) -> DeleteParams {
         preconditions: Some(Preconditions { uid, resource_version }),
         ..DeleteParams::default()
     }
+}
+
+/// Notes `plan` on the prime PVC; what is seen of that then.
+async fn note(
+    primes: &Api<PersistentVolumeClaim>,
+    prime: &impl ResourceExt,
+    plan: &Plan,
+) -> Result<PartialObjectMeta<PersistentVolumeClaim>, kube::Error> {
+    let text = serde_json::to_string(plan).expect("plain strings and numbers serialise");
+    let note = json!({"op": "add", "path": build::pointer(names::DATA_FLOW), "value": text});
+    let patch = json!([unchanged(prime), note]);
+    let patch: json_patch::Patch = serde_json::from_value(patch).expect("a list of operations");
+    let by = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    primes.patch_metadata(&prime.name_any(), &by, &Patch::Json::<()>(patch)).await
 }
 
 /// The test that fails a patch of an object that is not as it was seen.

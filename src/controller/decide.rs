@@ -68,6 +68,8 @@ pub(crate) enum Action {
     CreateFlow,
     /// Notes on the prime PVC which data flow is used.
     NoteFlow(String),
+    /// Notes on the prime PVC which task moves the data.
+    NoteTask(String),
     /// CPFS is asked to import.
     CreateTask,
     CancelTask(String),
@@ -96,6 +98,7 @@ impl Action {
             Self::ProtectPrime => "ProtectPrime",
             Self::CreateFlow => "CreateFlow",
             Self::NoteFlow(_) => "NoteFlow",
+            Self::NoteTask(_) => "NoteTask",
             Self::CreateTask => "CreateTask",
             Self::CancelTask(_) => "CancelTask",
             Self::DeleteFlow(_) => "DeleteFlow",
@@ -125,6 +128,7 @@ impl Action {
             Self::AddFinalizer
             | Self::ProtectPrime
             | Self::NoteFlow(_)
+            | Self::NoteTask(_)
             | Self::ReleasePrime
             | Self::UnselectNode
             | Self::DeletePods(_)
@@ -211,12 +215,12 @@ impl Decision {
 
     /// Deletes the Job, what CPFS has, then the prime PVC, each after the other is gone; `last` is done
     /// when nothing is left.
-    fn tear_down(self, seen: &Observed, last: Option<Action>) -> Self {
+    fn tear_down(self, seen: &Observed, last: Option<Action>, now: Timestamp) -> Self {
         match (&seen.worker, &seen.prime) {
             (Some(worker), _) if worker.deleting => self.look_again(),
             (Some(_), _) => self.act(Action::DeleteJob),
             _ if !seen.strays.is_empty() => self.remove(&seen.strays),
-            (None, Some(prime)) => match dataflow::left(seen, prime) {
+            (None, Some(prime)) => match dataflow::left(seen, prime, now) {
                 Left::Nothing if !prime.deleting => self.act(Action::DeletePrime),
                 Left::Nothing if prime.protected => self.act(Action::ReleasePrime),
                 Left::Nothing => self.look_again(),
@@ -248,7 +252,7 @@ pub(crate) fn decide(seen: &Observed, now: Timestamp) -> Decision {
     let Some(target) = &seen.target else {
         let gone =
             Decision::new(Phase::Deleting, "the claim is gone; removing what was made for it");
-        return gone.tear_down(seen, None);
+        return gone.tear_down(seen, None, now);
     };
     if let Some(since) = target.deleting {
         return clean_up(seen, target, since, now);
@@ -269,11 +273,18 @@ fn clean_up(seen: &Observed, target: &Target, since: Timestamp, now: Timestamp) 
         (None, None) => "nothing",
     };
     let message = format!("the claim is being deleted; waiting for {left} to be gone");
-    let mut decision = Decision::new(Phase::Deleting, message);
-    if now.duration_since(since).unsigned_abs() > CLEANUP_STICKS && left != "nothing" {
-        decision = decision.warn("PopulatorCleanupStuck");
+    let decision = Decision::new(Phase::Deleting, message);
+    if target.bound && target.in_use && seen.prime.as_ref().is_some_and(is_lazy) {
+        let message = "the claim is being deleted; waiting for the Pods that read by its data flow";
+        return Decision::new(Phase::Deleting, message).look_again();
     }
-    decision.tear_down(seen, target.finalizer.then_some(Action::RemoveFinalizer))
+    let decision =
+        decision.tear_down(seen, target.finalizer.then_some(Action::RemoveFinalizer), now);
+    if now.duration_since(since).unsigned_abs() > CLEANUP_STICKS && left != "nothing" {
+        // what is waited for may be told in figures
+        return decision.warn_of("PopulatorCleanupStuck", left);
+    }
+    decision
 }
 
 /// The claim has a volume: ours, if all went well, and then only the scaffolding is left to remove.
@@ -333,15 +344,19 @@ fn hand_over(seen: &Observed, target: &Target, volume: &str, now: Timestamp) -> 
             Decision::new(Phase::Finished, message).warn("PopulatorNotUsed")
         }
     };
-    let lazy = |prime: &Prime| !prime.deleting && prime.plan.as_ref().is_some_and(Plan::is_lazy);
-    if ours && seen.prime.as_ref().is_some_and(lazy) {
+    if ours && seen.prime.as_ref().is_some_and(|prime| !prime.deleting && is_lazy(prime)) {
         // files are read by way of the data flow: it stays for as long as the claim does
         return match target.finalizer {
             true => finished,
             false => finished.act(Action::AddFinalizer),
         };
     }
-    finished.tear_down(seen, target.finalizer.then_some(Action::RemoveFinalizer))
+    finished.tear_down(seen, target.finalizer.then_some(Action::RemoveFinalizer), now)
+}
+
+/// Whether files bring their data by way of the data flow when they are read.
+fn is_lazy(prime: &Prime) -> bool {
+    prime.plan.as_ref().is_some_and(Plan::is_lazy)
 }
 
 fn is_targets(volume: Option<&Volume>, target: &Target) -> bool {
@@ -371,24 +386,24 @@ fn fill(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
         // whatever is there is kept, and not handed over while it is not allowed
         return Decision::new(Phase::Failed, &refusal.message).warn(refusal.reason).look_again();
     }
-    let Some(prime) = &seen.prime else { return begin(seen, target) };
+    let Some(prime) = &seen.prime else { return begin(seen, target, now) };
     if prime.deleting {
-        return replace(seen, "the prime PVC was deleted; its volume is given up");
+        return replace(seen, "the prime PVC was deleted; its volume is given up", now);
     }
     if let Source::Usable { digest, access } = &seen.source {
         if *digest != prime.digest {
-            return replace(seen, "the resource was changed; filling a fresh volume");
+            return replace(seen, "the resource was changed; filling a fresh volume", now);
         }
         if let Some(failure) = &prime.failure
             && failure.access != words::access(access)
         {
-            return replace(seen, "the credentials were changed; filling a fresh volume");
+            return replace(seen, "the credentials were changed; filling a fresh volume", now);
         }
     }
     // while the prime PVC is bound to it, a volume that someone deletes stays, but for nothing
     let going = |volume: &Volume| volume.deleting && volume.claim.as_deref() == Some(&prime.uid);
     if prime.phase == PrimePhase::Lost || seen.volume.as_ref().is_some_and(going) {
-        return replace(seen, "the volume is lost; filling a fresh one");
+        return replace(seen, "the volume is lost; filling a fresh one", now);
     }
     if !target.finalizer {
         return Decision::new(Phase::Provisioning, "protecting the claim")
@@ -398,10 +413,10 @@ fn fill(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
         // what it did in CPFS is of no use, and a file system has few data flows
         return Decision::new(Phase::Failed, &failure.message)
             .warn("PopulatorFailed")
-            .undo(dataflow::left(seen, prime));
+            .undo(dataflow::left(seen, prime, now));
     }
     if prime.phase == PrimePhase::Pending {
-        return provision(seen, target, prime);
+        return provision(seen, target, prime, now);
     }
     let Some(volume) = seen.volume.as_ref().filter(|volume| usable(volume, prime)) else {
         let message = "the prime PVC's volume is not bound to it; waiting for the PV controller";
@@ -422,10 +437,10 @@ fn usable(volume: &Volume, prime: &Prime) -> bool {
 }
 
 /// Whether there can be a volume, and then the first steps to it.
-fn begin(seen: &Observed, target: &Target) -> Decision {
+fn begin(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
     if !seen.is_untouched() {
         // it filled a volume that is gone
-        return replace(seen, "the prime PVC is gone; its volume is given up");
+        return replace(seen, "the prime PVC is gone; its volume is given up", now);
     }
     let waiting = |message: &str| Decision::new(Phase::Waiting, message);
     if target.block {
@@ -470,16 +485,16 @@ fn begin(seen: &Observed, target: &Target) -> Decision {
 }
 
 /// Removes Job and prime PVC, so that the next pass begins anew.
-fn replace(seen: &Observed, message: &str) -> Decision {
-    Decision::new(Phase::Provisioning, message).warn("PopulatorReplaced").tear_down(seen, None)
+fn replace(seen: &Observed, message: &str, now: Timestamp) -> Decision {
+    Decision::new(Phase::Provisioning, message).warn("PopulatorReplaced").tear_down(seen, None, now)
 }
 
 /// The prime PVC has no volume yet.
-fn provision(seen: &Observed, target: &Target, prime: &Prime) -> Decision {
+fn provision(seen: &Observed, target: &Target, prime: &Prime, now: Timestamp) -> Decision {
     let waits = matches!(seen.class, Class::Dynamic { waits_for_consumer: true, .. });
     // one that was made for no node is of a class that did not wait then
     if waits && (prime.made_for_node.is_none() || prime.made_for_node != target.selected_node) {
-        return replace(seen, "the scheduler chose another node");
+        return replace(seen, "the scheduler chose another node", now);
     }
     if waits && prime.selected_node.is_none() {
         // the provisioner takes it away when the node can have no volume

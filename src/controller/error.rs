@@ -34,7 +34,7 @@ pub enum Error {
     #[error("the lease is lost; another replica leads")]
     Deposed,
     /// The API server, or the network.
-    #[error("the API server did not answer within {} s", LONGEST_PASS.as_secs())]
+    #[error("a pass was not done within {} s: the API server, or CPFS, is slow", LONGEST_PASS.as_secs())]
     Slow,
     /// The watches ended, which they never do.
     #[error("the watches have ended")]
@@ -71,8 +71,13 @@ pub enum Error {
         what: &'static str,
     },
     /// What CPFS says, and what helps.
-    #[error("{0}")]
-    Cpfs(String),
+    #[error("{said}")]
+    Cpfs {
+        /// One line.
+        said: String,
+        /// The NAS API's code, if it answered with one.
+        code: String,
+    },
     /// A spec that passed and does not any more.
     #[error("{0}")]
     Refused(String),
@@ -104,7 +109,7 @@ impl std::error::Error for Answer {}
 
 impl From<NasError> for Error {
     fn from(error: NasError) -> Self {
-        Self::Cpfs(words::cpfs(&error))
+        Self::Cpfs { said: words::cpfs(&error), code: error.code().to_owned() }
     }
 }
 

@@ -34,6 +34,8 @@ pub(crate) const BUCKET: &str = "storage.alibabacloud.com/bucket";
 /// On everything that the controller makes.
 pub(crate) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "ossvp");
 
+/// Kubernetes' own finalizer of claims; once a claim is being deleted, it goes with the last Pod.
+pub(crate) const IN_USE: &str = "kubernetes.io/pvc-protection";
 /// What CSI's external-provisioner and the PV controller look at.
 pub(crate) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 
@@ -47,9 +49,12 @@ pub(crate) fn prime(uid: &str) -> String {
     format!("prime-{uid}")
 }
 
+/// How the descriptions of data flows begin that the controller has made.
+pub(crate) const DATA_FLOWS: &str = "ossvp-";
+
 /// What marks a data flow as made for a prime PVC: its description.
 pub(crate) fn data_flow(prime_uid: &str) -> String {
-    format!("ossvp-{prime_uid}")
+    format!("{DATA_FLOWS}{prime_uid}")
 }
 
 /// The name of a claim's Job.

@@ -1,6 +1,7 @@
 //! Reads what is there for one claim: from the watches' caches, or, before anything is done, from the
 //! API server itself.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
-use super::cpfs::{Described, Descriptions, Nas};
+use super::cpfs::{DataFlow, Described, Descriptions, Nas, NasError, Task};
 use super::crd::{KIND, OSSVolumePopulator};
 use super::observed::dataflow::{Dataflow, Known, Plan};
 use super::observed::{
@@ -268,14 +269,41 @@ impl Observer {
         let Some(plan) = &prime.plan else { return Dataflow::Unasked };
         let Plan { region, file_system, .. } = plan;
         let anew = from == From::Server;
-        match self.descriptions.of(&self.nas, region, file_system, anew).await {
-            Ok(described) => {
-                let Described { flows, tasks } = &*described;
-                Dataflow::Known(Box::new(Known::of(plan, &prime.uid, flows, tasks)))
+        let described =
+            self.descriptions.of(&self.nas, region, file_system, names::DATA_FLOWS, anew).await;
+        match described {
+            Ok(described) => match self.with_tasks(plan, &described).await {
+                Ok(tasks) => {
+                    let flows = &described.flows;
+                    Dataflow::Known(Box::new(Known::of(plan, &prime.uid, flows, &tasks)))
+                }
+                Err(error) => Dataflow::Unknown(words::cpfs(&error)),
+            },
+            Err(error) if error.code() == NO_FILE_SYSTEM => {
+                Dataflow::NoFileSystem(words::cpfs(&error))
             }
-            // with it went what it had
-            Err(error) if error.code() == NO_FILE_SYSTEM => Dataflow::Known(Box::default()),
             Err(error) => Dataflow::Unknown(words::cpfs(&error)),
+        }
+    }
+
+    /// The tasks that were described, and those of a data flow that someone else made.
+    async fn with_tasks<'d>(
+        &self,
+        plan: &Plan,
+        described: &'d Described,
+    ) -> Result<Cow<'d, [Task]>, NasError> {
+        let Described { flows, tasks } = described;
+        let made = |flow: &DataFlow| {
+            flow.description.as_ref().is_some_and(|it| it.starts_with(names::DATA_FLOWS))
+        };
+        match Known::flow_of(plan, flows) {
+            Some(flow) if !made(flow) => {
+                let Plan { region, file_system, .. } = plan;
+                let theirs =
+                    self.nas.describe_data_flow_tasks(region, file_system, &[&flow.id]).await?;
+                Ok(theirs.into())
+            }
+            _ => Ok(tasks.into()),
         }
     }
 

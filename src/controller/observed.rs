@@ -60,6 +60,8 @@ pub(crate) struct Target {
     /// Whether it says that the volume is gone, or another's.
     pub(crate) lost: bool,
     pub(crate) selected_node: Option<String>,
+    /// Whether Kubernetes holds it for Pods, once it is being deleted.
+    pub(crate) in_use: bool,
     /// `volumeMode: Block`.
     pub(crate) block: bool,
 }
@@ -252,6 +254,7 @@ impl Target {
             uid: claim.uid().unwrap_or_default(),
             deleting: claim.metadata.deletion_timestamp.as_ref().map(|time| time.0),
             finalizer: claim.finalizers().iter().any(|it| it == names::FINALIZER),
+            in_use: claim.finalizers().iter().any(|it| it == names::IN_USE),
             volume: spec.volume_name.filter(|name| !name.is_empty()),
             bound: phase(claim) == "Bound",
             lost: phase(claim) == "Lost",

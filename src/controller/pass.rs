@@ -138,7 +138,13 @@ async fn pass(key: &ClaimKey, context: &Context) -> Result<Requeue, Error> {
                 warning: true,
                 reason,
                 message: decision.message.clone(),
-                key: decision.message.clone(),
+                // a request id is new each time
+                key: match error {
+                    Error::Cpfs { code, .. } if !code.is_empty() => {
+                        format!("{} {code}", action.name())
+                    }
+                    _ => decision.message.clone(),
+                },
                 happened: None,
             }];
             decision.action = None;

@@ -1,7 +1,7 @@
 //! What users read: messages of events and status. Pure.
 
 use super::cpfs::NasError;
-use super::observed::dataflow::{DRIVER, TaskSeen};
+use super::observed::dataflow::{DRIVER, Plan, TaskSeen};
 use super::observed::{Ended, Worker};
 use super::policy::Access;
 
@@ -242,12 +242,26 @@ pub(crate) fn task_progress(task: &TaskSeen) -> String {
     )
 }
 
-/// CPFS is done, and not with everything.
-pub(crate) fn incomplete(task: &TaskSeen) -> String {
-    let (done, total) = (task.files.done, task.files.total);
-    let what = format!("CPFS imported {done} of {total} files");
-    with_report(what, task)
+/// Why a task that is done did not do everything, if it did not.
+pub(crate) fn incomplete(plan: &Plan, task: &TaskSeen) -> Option<String> {
+    let (files, bytes) = (task.files, task.bytes);
+    if files.total == 0 {
+        let Plan { source, source_path, .. } = plan;
+        return Some(format!(
+            "CPFS found no files in {source}{source_path}; check bucket and path, delete the claim and make it anew"
+        ));
+    }
+    let what = format!("CPFS imported {} of {} files", files.done, files.total);
+    let short = !plan.is_lazy() && bytes.done < bytes.total;
+    let what = match short {
+        true => format!("{what}, {} of {} bytes", bytes.done, bytes.total),
+        false => what,
+    };
+    (short || files.done < files.total || task.error.is_some()).then(|| with_report(what, task))
 }
+
+/// Of a prime PVC with a finalizer for what CPFS has, and no note of what that is.
+pub(crate) const UNREADABLE: &str = "what CPFS was asked for cannot be read from the prime PVC's annotation storage.alibabacloud.com/data-flow; mend it, or delete data flow and finalizer by hand";
 
 /// How a task ended that did not complete.
 pub(crate) fn task_ended(task: &TaskSeen) -> String {

@@ -11,21 +11,18 @@ use super::super::names;
 use super::super::observe::Seen;
 use super::super::observed::dataflow::{Noted, Plan};
 
-/// Asks CPFS for `action`; the plan as it is then, if that changes it.
-pub(super) async fn apply(nas: &Nas, seen: &Seen, action: &Action) -> Result<Option<Plan>, Error> {
-    let gone = |what| Error::Vanished { action: format!("{action:?}"), what };
-    let prime = seen.facts.prime.as_ref().ok_or_else(|| gone("prime PVC"))?;
+/// Asks CPFS for what `action` makes, or notes what is there; the plan as it is then.
+pub(super) async fn ask(nas: &Nas, seen: &Seen, action: &Action) -> Result<Plan, Error> {
+    let prime = seen.facts.prime.as_ref().ok_or_else(|| gone(action, "prime PVC"))?;
     if *action == Action::PlanDataflow {
-        return plan(nas, seen).await.map(Some);
+        return plan(nas, seen).await;
     }
-    let plan = prime.plan.as_ref().ok_or_else(|| gone("plan"))?;
-    let Plan { region, file_system, .. } = plan;
-    let flow = || plan.flow.as_ref().map(|flow| flow.id.as_str()).ok_or_else(|| gone("data flow"));
+    let plan = prime.plan.clone().ok_or_else(|| gone(action, "plan"))?;
     let noted = |id: String| Some(Noted { id, time: Timestamp::now() });
-    match action {
+    Ok(match action {
         Action::CreateFlow => {
             let new = NewDataFlow {
-                file_system: file_system.clone(),
+                file_system: plan.file_system.clone(),
                 file_system_path: plan.path.clone(),
                 source_storage: plan.source.clone(),
                 source_storage_path: plan.source_path.clone(),
@@ -34,14 +31,16 @@ pub(super) async fn apply(nas: &Nas, seen: &Seen, action: &Action) -> Result<Opt
                 description: Some(names::data_flow(&prime.uid)),
                 token: format!("flow-{}", prime.uid),
             };
-            let id = nas.create_data_flow(region, &new).await?;
-            Ok(Some(Plan { flow: noted(id), ..plan.clone() }))
+            let id = nas.create_data_flow(&plan.region, &new).await?;
+            Plan { flow: noted(id), made: true, ..plan }
         }
-        Action::NoteFlow(id) => Ok(Some(Plan { flow: noted(id.clone()), ..plan.clone() })),
+        Action::NoteFlow(id) => Plan { flow: noted(id.clone()), ..plan },
+        Action::NoteTask(id) => Plan { task: noted(id.clone()), ..plan },
         Action::CreateTask => {
+            let flow = plan.flow.as_ref().ok_or_else(|| gone(action, "data flow"))?;
             let new = NewTask {
-                file_system: file_system.clone(),
-                flow: flow()?.to_owned(),
+                file_system: plan.file_system.clone(),
+                flow: flow.id.clone(),
                 directory: Some("/".to_owned()),
                 dst_directory: Some("/".to_owned()),
                 create_dir_if_not_exist: None,
@@ -54,20 +53,32 @@ pub(super) async fn apply(nas: &Nas, seen: &Seen, action: &Action) -> Result<Opt
                 conflict_policy: "OVERWRITE_EXISTING".to_owned(),
                 token: format!("task-{}", prime.uid),
             };
-            let id = nas.create_data_flow_task(region, &new).await?;
-            Ok(Some(Plan { task: noted(id), ..plan.clone() }))
+            let id = nas.create_data_flow_task(&plan.region, &new).await?;
+            Plan { task: noted(id), ..plan }
         }
+        _ => plan,
+    })
+}
+
+/// Has CPFS undo what `action` names.
+pub(super) async fn undo(nas: &Nas, seen: &Seen, action: &Action) -> Result<(), Error> {
+    let plan = seen.facts.prime.as_ref().and_then(|prime| prime.plan.as_ref());
+    let Plan { region, file_system, .. } = plan.ok_or_else(|| gone(action, "plan"))?;
+    match action {
         Action::CancelTask(id) => {
-            let flow = seen.facts.dataflow.flow().ok_or_else(|| gone("data flow"))?;
+            let flow = seen.facts.dataflow.flow().ok_or_else(|| gone(action, "data flow"))?;
             nas.cancel_data_flow_task(region, file_system, flow, id, &once("cancel", id)).await?;
-            Ok(None)
         }
         Action::DeleteFlow(id) => {
             nas.delete_data_flow(region, file_system, id, &once("delete", id)).await?;
-            Ok(None)
         }
-        _ => Ok(None),
+        _ => {}
     }
+    Ok(())
+}
+
+fn gone(action: &Action, what: &'static str) -> Error {
+    Error::Vanished { action: format!("{action:?}"), what }
 }
 
 /// A token of one request: what was refused once may be granted later.
@@ -79,7 +90,7 @@ fn once(what: &str, id: &str) -> String {
 
 /// What CPFS is to be asked for.
 async fn plan(nas: &Nas, seen: &Seen) -> Result<Plan, Error> {
-    let gone = |what| Error::Vanished { action: "PlanDataflow".to_owned(), what };
+    let gone = |what| gone(&Action::PlanDataflow, what);
     let source = seen.source.as_ref().ok_or_else(|| gone("resource"))?;
     let place = seen.facts.volume.as_ref().and_then(|volume| volume.cpfs.as_ref());
     let place = place.ok_or_else(|| gone("volume"))?;

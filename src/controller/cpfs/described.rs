@@ -15,8 +15,10 @@ use super::tasks::Task;
 /// How old a description may be: less than the pause between two looks at a claim, so that each look
 /// of one claim sees something new, and those of many claims the same.
 const FRESH: Duration = Duration::from_secs(8);
+/// How old it may be while a new one is on its way: an API that is slow holds up one look, not all.
+const USABLE: Duration = Duration::from_secs(120);
 
-/// The data flows of a file system, and their tasks.
+/// The data flows of a file system, and the tasks of those that a controller has made.
 #[derive(Debug, Default)]
 pub(crate) struct Described {
     pub(crate) flows: Vec<DataFlow>,
@@ -24,16 +26,31 @@ pub(crate) struct Described {
 }
 
 type Answer = Result<Arc<Described>, NasError>;
-/// For one caller at a time.
-type Last = Arc<tokio::sync::Mutex<Option<(Instant, Answer)>>>;
+
+/// An answer, when it was asked for, and when it came.
+#[derive(Debug, Clone)]
+struct Last {
+    asked: Instant,
+    came: Instant,
+    answer: Answer,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// Held by the one who asks.
+    asking: tokio::sync::Mutex<()>,
+    last: Mutex<Option<Last>>,
+}
 
 /// The last descriptions, by region and file system.
 #[derive(Debug, Default)]
-pub(crate) struct Descriptions(Mutex<HashMap<(String, String), Last>>);
+pub(crate) struct Descriptions(Mutex<HashMap<(String, String), Arc<Entry>>>);
 
 impl Descriptions {
     /// What `file_system` has: by an answer of the last seconds, or `anew`. That there was no answer
-    /// holds for as long, and for all who waited for it.
+    /// holds for as long, and for all who waited for it. `made` is how the descriptions of the
+    /// controller's own data flows begin: the tasks of others' are not asked for, of which there may
+    /// be thousands.
     ///
     /// # Errors
     /// Of the two calls.
@@ -42,25 +59,40 @@ impl Descriptions {
         nas: &Nas,
         region: &str,
         file_system: &str,
+        made: &str,
         anew: bool,
     ) -> Answer {
-        let asked = Instant::now();
-        let last = {
-            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            // nobody waits for those, and they are old
-            all.retain(|_, last| Arc::strong_count(last) > 1 || !is_old(last));
-            all.entry((region.to_owned(), file_system.to_owned())).or_default().clone()
-        };
-        let mut last = last.lock().await;
-        if let Some((when, answer)) = &*last
-            && (*when >= asked || !anew && when.elapsed() < FRESH)
-        {
-            return answer.clone();
+        let wanted = Instant::now();
+        let entry = self.entry(region, file_system);
+        let enough = |last: &Last| last.asked >= wanted || !anew && last.came.elapsed() < FRESH;
+        if let Some(last) = entry.last().filter(enough) {
+            return last.answer;
         }
-        let begun = Instant::now();
-        let answer = describe(nas, region, file_system).await.map(Arc::new);
-        *last = Some((begun, answer.clone()));
+        let _asking = match entry.asking.try_lock() {
+            Ok(asking) => asking,
+            Err(_) => {
+                let usable = |last: &Last| !anew && last.came.elapsed() < USABLE;
+                if let Some(last) = entry.last().filter(usable) {
+                    return last.answer;
+                }
+                entry.asking.lock().await
+            }
+        };
+        if let Some(last) = entry.last().filter(enough) {
+            return last.answer;
+        }
+        let asked = Instant::now();
+        let answer = describe(nas, region, file_system, made).await.map(Arc::new);
+        let last = Last { asked, came: Instant::now(), answer: answer.clone() };
+        *entry.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
         answer
+    }
+
+    fn entry(&self, region: &str, file_system: &str) -> Arc<Entry> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // nobody looks at those, and they are old
+        all.retain(|_, entry| Arc::strong_count(entry) > 1 || entry.is_usable());
+        all.entry((region.to_owned(), file_system.to_owned())).or_default().clone()
     }
 
     /// Something was done to `file_system`: the next one to look sees what.
@@ -70,13 +102,27 @@ impl Descriptions {
     }
 }
 
-fn is_old(last: &Last) -> bool {
-    last.try_lock().is_ok_and(|last| last.as_ref().is_none_or(|(when, _)| when.elapsed() > FRESH))
+impl Entry {
+    fn last(&self) -> Option<Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn is_usable(&self) -> bool {
+        self.last().is_some_and(|last| last.came.elapsed() < USABLE)
+    }
 }
 
-async fn describe(nas: &Nas, region: &str, file_system: &str) -> Result<Described, NasError> {
+async fn describe(
+    nas: &Nas,
+    region: &str,
+    file_system: &str,
+    made: &str,
+) -> Result<Described, NasError> {
     let flows = nas.describe_data_flows(region, file_system).await?;
-    let ids: Vec<&str> = flows.iter().map(|flow| flow.id.as_str()).collect();
+    let ours = flows.iter().filter(|flow| {
+        flow.description.as_ref().is_some_and(|description| description.starts_with(made))
+    });
+    let ids: Vec<&str> = ours.map(|flow| flow.id.as_str()).collect();
     let tasks = nas.describe_data_flow_tasks(region, file_system, &ids).await?;
     Ok(Described { flows, tasks })
 }

@@ -480,7 +480,7 @@ async fn many_claims_are_told_by_one_description_until_something_is_done() {
         (server.calls_of("DescribeDataFlows").len(), server.calls_of("DescribeDataFlowTasks").len())
     };
     let last = Descriptions::default();
-    let look = |anew| last.of(&nas, REGION, FILE_SYSTEM, anew);
+    let look = |anew| last.of(&nas, REGION, FILE_SYSTEM, "ossvp", anew);
     for described in futures::future::join_all((0..50).map(|_| look(false))).await {
         let described = described.unwrap();
         assert_eq!((described.flows.len(), described.tasks.len()), (1, 1));
@@ -497,6 +497,6 @@ async fn many_claims_are_told_by_one_description_until_something_is_done() {
         assert_eq!(described.unwrap_err().code(), "Forbidden.RAM");
     }
     assert_eq!(calls(), (3, 2));
-    let elsewhere = last.of(&nas, REGION, "bmcpfs-none", false).await.unwrap_err();
+    let elsewhere = last.of(&nas, REGION, "bmcpfs-none", "ossvp", false).await.unwrap_err();
     assert_eq!(elsewhere.code(), "Forbidden.RAM");
 }

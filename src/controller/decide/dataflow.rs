@@ -16,7 +16,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 
 use super::super::crd::Phase;
-use super::super::observed::dataflow::{Dataflow, FlowSeen, Known, Noted, Plan, TaskSeen};
+use super::super::observed::dataflow::{Dataflow, Known, Noted, Plan, TaskSeen};
 use super::super::observed::{Failure, Observed, Prime, Volume};
 use super::super::policy::Access;
 use super::super::words;
@@ -26,6 +26,10 @@ use super::{Action, Decision, Notice, progress, replace};
 const MOST_FLOWS: usize = 10;
 /// How long CPFS may take to list what it has made, before it counts as gone.
 const LISTED_WITHIN: Duration = Duration::from_secs(300);
+/// As long for a data flow that was asked for without an answer that says which.
+const ANSWERED: Duration = Duration::from_secs(60);
+/// How long there may be no file system, before what was made for a claim went with it.
+const GONE_FOR: Duration = Duration::from_secs(600);
 
 /// There is a volume to fill, and CPFS is to do it.
 pub(super) fn populate(
@@ -36,6 +40,9 @@ pub(super) fn populate(
 ) -> Decision {
     let under_way = |message: &str| Decision::new(Phase::Populating, message);
     let Some(plan) = &prime.plan else {
+        if prime.protected {
+            return under_way(words::UNREADABLE).warn("PopulatorDataflowError").look_again();
+        }
         if volume.cpfs.is_none() {
             let message = format!("volume {} is none of CPFS for Lingjun", volume.name);
             return Decision::new(Phase::Failed, message).warn("PopulatorUnsupportedClaim");
@@ -45,7 +52,7 @@ pub(super) fn populate(
     let known = match &seen.dataflow {
         Dataflow::Known(known) => known,
         Dataflow::Unasked => return under_way("asking CPFS").look_again(),
-        Dataflow::Unknown(why) => {
+        Dataflow::Unknown(why) | Dataflow::NoFileSystem(why) => {
             let message = format!("CPFS cannot be asked: {why}");
             return under_way(&message).warn_of("PopulatorDataflowError", why).look_again();
         }
@@ -74,6 +81,10 @@ pub(super) fn populate(
         }
     }
     let Some(noted) = &plan.task else {
+        if let Some(id) = &known.import {
+            let message = format!("using task {id}");
+            return under_way(&message).act(Action::NoteTask(id.clone()));
+        }
         let message = format!("asking CPFS for the import by data flow {}", flow.id);
         return under_way(&message).act(Action::CreateTask);
     };
@@ -81,7 +92,17 @@ pub(super) fn populate(
         let message = format!("task {} is gone; filling a fresh volume", noted.id);
         return missing(seen, noted, &message, now);
     };
-    import(volume, flow, task, noted, now)
+    let created = Notice {
+        warning: false,
+        reason: "PopulatorCreated",
+        message: format!(
+            "volume {} is being filled by task {} of data flow {}",
+            volume.name, task.id, flow.id
+        ),
+        key: task.id.clone(),
+        happened: Some(noted.time),
+    };
+    import(plan, known, task, created, now)
 }
 
 fn find_flow(plan: &Plan, known: &Known) -> Decision {
@@ -106,29 +127,19 @@ fn find_flow(plan: &Plan, known: &Known) -> Decision {
 /// What was noted is not listed: not yet, or not any more.
 fn missing(seen: &Observed, noted: &Noted, message: &str, now: Timestamp) -> Decision {
     if now.duration_since(noted.time).unsigned_abs() > LISTED_WITHIN {
-        return replace(seen, message);
+        return replace(seen, message, now);
     }
     let message = format!("waiting for CPFS to show {}", noted.id);
     Decision::new(Phase::Populating, message).look_again()
 }
 
 fn import(
-    volume: &Volume,
-    flow: &FlowSeen,
+    plan: &Plan,
+    known: &Known,
     task: &TaskSeen,
-    noted: &Noted,
+    created: Notice,
     now: Timestamp,
 ) -> Decision {
-    let created = Notice {
-        warning: false,
-        reason: "PopulatorCreated",
-        message: format!(
-            "volume {} is being filled by task {} of data flow {}",
-            volume.name, task.id, flow.id
-        ),
-        key: task.id.clone(),
-        happened: Some(noted.time),
-    };
     let failed = |message: String| {
         let failure =
             Failure { code: None, message, access: words::access(&Access::Cpfs), time: now };
@@ -146,10 +157,17 @@ fn import(
             );
             decision.look_again()
         }
-        "Completed" if task.files.done < task.files.total => failed(words::incomplete(task)),
-        "Completed" => Decision::new(Phase::Rebinding, "the volume is filled; handing it over")
-            .tell(created)
-            .act(Action::Rebind),
+        "Completed" => match words::incomplete(plan, task) {
+            Some(why) => failed(why),
+            // nothing may write to a volume that was handed over
+            None if !known.unfinished.is_empty() => {
+                let message = "the volume is filled; waiting for the end of another task";
+                Decision::new(Phase::Rebinding, message).tell(created).look_again()
+            }
+            None => Decision::new(Phase::Rebinding, "the volume is filled; handing it over")
+                .tell(created)
+                .act(Action::Rebind),
+        },
         "Failed" | "Canceled" => failed(words::task_ended(task)),
         status => {
             let message = words::task_waits(&task.id, status);
@@ -171,14 +189,25 @@ pub(super) enum Left {
 }
 
 /// What is left in CPFS of `prime`.
-pub(super) fn left(seen: &Observed, prime: &Prime) -> Left {
-    if !prime.protected || prime.plan.is_none() {
+pub(super) fn left(seen: &Observed, prime: &Prime, now: Timestamp) -> Left {
+    if !prime.protected {
         return Left::Nothing;
     }
+    let Some(plan) = &prime.plan else {
+        return Left::Wait(words::UNREADABLE.to_owned(), Some("PopulatorDataflowError"));
+    };
+    let since = |then: Timestamp| now.duration_since(then).unsigned_abs();
+    let leaving = seen.target.as_ref().and_then(|target| target.deleting);
     let known = match &seen.dataflow {
         Dataflow::Known(known) => known,
         Dataflow::Unasked => return Left::Wait("asking CPFS".to_owned(), None),
-        Dataflow::Unknown(why) => {
+        // with credentials of another account, or in another region, there is none either
+        Dataflow::NoFileSystem(_)
+            if seen.target.is_none() || leaving.is_some_and(|then| since(then) > GONE_FOR) =>
+        {
+            return Left::Nothing;
+        }
+        Dataflow::Unknown(why) | Dataflow::NoFileSystem(why) => {
             let message = format!("CPFS cannot be asked what is left there: {why}");
             return Left::Wait(message, Some("PopulatorDataflowError"));
         }
@@ -189,7 +218,20 @@ pub(super) fn left(seen: &Observed, prime: &Prime) -> Left {
     if let Some(task) = known.unfinished.first() {
         return Left::Wait(format!("waiting for the end of task {}", task.id), None);
     }
+    // what was made a moment ago may not be listed yet
+    let unlisted = [
+        plan.flow.as_ref().filter(|_| known.flow.is_none()),
+        plan.task.as_ref().filter(|_| known.task.is_none()),
+    ];
+    let young = |noted: &&Noted| since(noted.time) < LISTED_WITHIN && !plan.shown;
+    if let Some(noted) = unlisted.into_iter().flatten().find(young) {
+        return Left::Wait(format!("waiting for CPFS to show {}", noted.id), None);
+    }
+    let asked = plan.asked.filter(|then| plan.flow.is_none() && since(*then) < ANSWERED);
     match &known.flow {
+        None if asked.is_some() => {
+            Left::Wait("waiting for CPFS to show a data flow".to_owned(), None)
+        }
         Some(flow) if flow.ours => match flow.status.as_str() {
             // refused until that is over
             "Starting" | "Creating" | "Updating" | "Stopping" | "Deleting" => {

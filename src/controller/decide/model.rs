@@ -66,7 +66,8 @@ fn a_move() -> impl Strategy<Value = Move> {
         1 => any::<bool>().prop_map(NameVolume),
         1 => Just(DeleteClaim),
         12 => proptest::sample::select(vec![CpfsMove::GoOn, CpfsMove::GoOn, CpfsMove::GoOn,
-            CpfsMove::Reach(false), CpfsMove::Reach(true), CpfsMove::DeleteFlow,
+            CpfsMove::Reach(false), CpfsMove::Reach(true), CpfsMove::Deafen(true),
+            CpfsMove::Deafen(false), CpfsMove::DeleteFlow,
             CpfsMove::CancelTask, CpfsMove::Stop(true), CpfsMove::Stop(false)]).prop_map(Cpfs),
     ]
 }
@@ -147,22 +148,36 @@ fn run(case: Case) -> Result<(), Broken> {
 
 /// Everyone does what they are there for, and nobody interferes: it ends, and well.
 fn settle(world: &mut World) -> Result<(), Broken> {
+    world.happen(Move::Cpfs(CpfsMove::Reach(true)));
+    world.happen(Move::Cpfs(CpfsMove::Deafen(false)));
     let mut actions = Vec::new();
+    let mut waited = false;
     for _ in 0..ROUNDS {
         let before = world.clone();
         while let Some(action) = {
             let cached = world.read([None; 5]).facts;
             pass(world, &cached, [None; 5])?
         } {
+            // which CPFS may refuse for a while
+            let refusable = matches!(action, Action::DeleteFlow(_) | Action::CancelTask(_));
             actions.push(action);
             world.check()?;
+            if refusable {
+                break;
+            }
             if actions.len() > ACTIONS {
                 return Err(Broken(format!("does the same again and again: {actions:?}")));
             }
         }
         world.go_on();
         world.check()?;
-        if *world == before {
+        if *world != before {
+            waited = false;
+        } else if !waited {
+            // what is only waited for is over by then
+            world.wait();
+            waited = true;
+        } else {
             let seen = world.read([None; 5]).facts;
             return world.ended(&decide(&seen, world.now()));
         }

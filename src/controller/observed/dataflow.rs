@@ -73,12 +73,21 @@ pub(crate) struct Plan {
     pub(crate) data_type: DataType,
     /// When it was made.
     pub(crate) time: Timestamp,
+    /// When CPFS was last asked for a data flow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) asked: Option<Timestamp>,
     /// The data flow that is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) flow: Option<Noted>,
+    /// Whether it was made by us.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) made: bool,
     /// The task that moves the data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) task: Option<Noted>,
+    /// Whether CPFS has listed the data flow once: if it does not any more, it is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) shown: bool,
 }
 
 /// Something that CPFS has made.
@@ -109,8 +118,11 @@ impl Plan {
             security: flow.source_security_type,
             data_type: flow.data_type,
             time: now,
+            asked: None,
             flow: None,
+            made: false,
             task: None,
+            shown: false,
         }
     }
 
@@ -128,6 +140,8 @@ pub(crate) enum Dataflow {
     Unasked,
     /// It did not answer; why, and what helps.
     Unknown(String),
+    /// It has no such file system, or shows none to the controller; why, and what helps.
+    NoFileSystem(String),
     /// It answered.
     Known(Box<Known>),
 }
@@ -137,7 +151,7 @@ impl Dataflow {
     pub(crate) fn flow(&self) -> Option<&str> {
         match self {
             Self::Known(known) => known.flow.as_ref().map(|flow| flow.id.as_str()),
-            Self::Unasked | Self::Unknown(_) => None,
+            Self::Unasked | Self::Unknown(_) | Self::NoFileSystem(_) => None,
         }
     }
 
@@ -145,7 +159,7 @@ impl Dataflow {
     pub(crate) fn task(&self) -> Option<&TaskSeen> {
         match self {
             Self::Known(known) => known.task.as_ref(),
-            Self::Unasked | Self::Unknown(_) => None,
+            Self::Unasked | Self::Unknown(_) | Self::NoFileSystem(_) => None,
         }
     }
 }
@@ -157,6 +171,8 @@ pub(crate) struct Known {
     pub(crate) flow: Option<FlowSeen>,
     /// The task of the plan.
     pub(crate) task: Option<TaskSeen>,
+    /// The newest import of a data flow of ours.
+    pub(crate) import: Option<String>,
     /// Tasks that are to end before the data flow can go: with a data flow of ours all of its tasks,
     /// else the plan's.
     pub(crate) unfinished: Vec<Unfinished>,
@@ -228,6 +244,8 @@ impl Known {
             directory(&flow.file_system_path) == plan.path
                 && flow.source_storage == plan.source
                 && directory(&flow.source_storage_path) == plan.source_path
+                && flow.status != "Deleting"
+                && (plan.security.is_none() || flow.source_security_type.as_deref() == Some("SSL"))
         };
         match &plan.flow {
             Some(noted) => flows.iter().find(|flow| flow.id == noted.id),
@@ -239,7 +257,8 @@ impl Known {
     pub(crate) fn of(plan: &Plan, prime: &str, flows: &[DataFlow], tasks: &[Task]) -> Self {
         let flow = Self::flow_of(plan, flows).map(|flow| FlowSeen {
             id: flow.id.clone(),
-            ours: flow.description.as_deref() == Some(&names::data_flow(prime)),
+            ours: plan.flow.is_some() && plan.made
+                || flow.description.as_deref() == Some(&names::data_flow(prime)),
             status: flow.status.clone(),
             error: flow.error.clone(),
         });
@@ -253,12 +272,13 @@ impl Known {
             .filter(of_flow)
             .filter(|task| ours || noted(task))
             .filter(|task| !matches!(task.status.as_str(), "Completed" | "Failed" | "Canceled"))
-            .map(|task| Unfinished {
-                id: task.id.clone(),
-                canceling: !matches!(task.status.as_str(), "Pending" | "Executing"),
-            })
+            .map(|task| Unfinished { id: task.id.clone(), canceling: task.status == "Canceling" })
             .collect();
-        Self { flow, task, unfinished, flows: flows.len() }
+        let imports = tasks.iter().filter(of_flow).filter(|task| ours && task.action == "Import");
+        // times are written so that they sort
+        let import = imports.max_by_key(|task| task.create_time.clone());
+        let import = import.map(|task| task.id.clone());
+        Self { import, flow, task, unfinished, flows: flows.len() }
     }
 }
 

@@ -30,6 +30,7 @@ fn a_claim_is_reduced_to_what_counts() {
             uid: "u".to_owned(),
             deleting: Some(Timestamp::from_second(9).unwrap()),
             finalizer: true,
+            in_use: true,
             volume: Some("pv".to_owned()),
             bound: true,
             lost: false,

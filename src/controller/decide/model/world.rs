@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::controller::crd::Phase;
 use crate::controller::decide::{Action, Decision};
-use crate::controller::observed::dataflow::Dataflow;
+use crate::controller::observed::dataflow::{Dataflow, Plan};
 use crate::controller::observed::{
     Class, Ended, Observed, Prime, PrimePhase, Source, Stray, Target, Volume, Worker, WorkerPod,
     WorkerState,
@@ -85,6 +85,8 @@ pub(super) struct Snapshot {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct World {
+    /// Seconds.
+    clock: i64,
     /// Of resource versions and UIDs.
     last: u64,
     target: Option<(u64, Target)>,
@@ -133,6 +135,7 @@ impl World {
         (code, cpfs): (i32, Option<Cpfs>),
     ) -> Self {
         let mut world = Self {
+            clock: 0,
             last: 1,
             target: Some((1, Target { uid: "claim".to_owned(), ..Target::default() })),
             named: false,
@@ -162,7 +165,12 @@ impl World {
     }
 
     pub(super) fn now(&self) -> Timestamp {
-        Timestamp::UNIX_EPOCH
+        Timestamp::from_second(self.clock).expect("an hour or so after 1970")
+    }
+
+    /// Lets an hour pass, in which nothing happens.
+    pub(super) fn wait(&mut self) {
+        self.clock += 3600;
     }
 
     fn next(&mut self) -> u64 {
@@ -361,14 +369,27 @@ impl World {
             Action::PlanDataflow
             | Action::CreateFlow
             | Action::NoteFlow(_)
+            | Action::NoteTask(_)
             | Action::CreateTask
             | Action::CancelTask(_)
             | Action::DeleteFlow(_) => {
-                let (Some(cpfs), Some(prime)) = (&mut self.cpfs, &seen.facts.prime) else {
+                let now = self.now();
+                let (Some(_), Some(prime)) = (&self.cpfs, &seen.facts.prime) else {
                     return broken("CPFS is asked for what it has nothing to do with");
                 };
+                if matches!(action, Action::CreateFlow) && !prime_same {
+                    return Ok(());
+                }
+                if let (Action::DeleteFlow(_), Some(plan)) = (action, &prime.plan) {
+                    if !prime_same {
+                        return Ok(());
+                    }
+                    let plan = Plan { shown: true, ..plan.clone() };
+                    self.change_prime(|prime| prime.plan = Some(plan));
+                }
+                let Some(cpfs) = &mut self.cpfs else { return Ok(()) };
                 // what CPFS did is done, whether it can be noted or not
-                let plan = cpfs.act(prime, action)?;
+                let plan = cpfs.act(prime, action, now)?;
                 if let Some(plan) = plan.filter(|_| prime_same) {
                     self.change_prime(|prime| prime.plan = Some(plan));
                 }

@@ -23,8 +23,11 @@ fn planned() -> Plan {
         security: None,
         data_type: DataType::MetadataAndData,
         time: NOW,
+        asked: noted("df-1", 60).map(|noted| noted.time),
         flow: noted("df-1", 60),
+        made: true,
         task: noted("task-1", 60),
+        shown: false,
     }
 }
 
@@ -51,6 +54,7 @@ fn importing(change: impl FnOnce(&mut Observed)) -> Observed {
             files: Share { done: 6, total: 10 },
             ..TaskSeen::default()
         }),
+        import: Some("task-1".to_owned()),
         unfinished: vec![Unfinished { id: "task-1".to_owned(), canceling: false }],
         flows: 1,
     }));
@@ -83,6 +87,13 @@ fn ended(status: &str, done: u64) -> Observed {
     })
 }
 
+/// All is done, but for what `change` makes of it.
+fn done(change: impl FnOnce(&mut TaskSeen)) -> Observed {
+    let mut seen = ended("Completed", 10);
+    change(known(&mut seen).task.as_mut().unwrap());
+    seen
+}
+
 /// Nothing is noted of CPFS yet.
 fn before(change: impl FnOnce(&mut Observed)) -> Observed {
     importing(|seen| {
@@ -97,13 +108,17 @@ fn cpfs_is_led_from_the_plan_to_the_import() {
     check([
         (
             "a volume",
-            importing(|it| it.prime.as_mut().unwrap().plan = None),
+            importing(|it| {
+                let prime = it.prime.as_mut().unwrap();
+                (prime.plan, prime.protected) = (None, false);
+            }),
             "Populating PlanDataflow",
         ),
         (
             "not CPFS's",
             importing(|it| {
-                it.prime.as_mut().unwrap().plan = None;
+                let prime = it.prime.as_mut().unwrap();
+                (prime.plan, prime.protected) = (None, false);
                 it.volume.as_mut().unwrap().cpfs = None;
             }),
             "Failed - UnsupportedClaim",
@@ -128,7 +143,7 @@ fn cpfs_is_led_from_the_plan_to_the_import() {
         (
             "not shown any more",
             importing(|it| {
-                plan(it).flow = noted("df-1", 3600);
+                (plan(it).flow, plan(it).task) = (noted("df-1", 3600), noted("task-1", 3600));
                 *known(it) = Known::default();
             }),
             "Provisioning DeletePrime Replaced",
@@ -152,7 +167,12 @@ fn cpfs_is_led_from_the_plan_to_the_import() {
             }),
             "Populating - DataflowError",
         ),
-        ("running", importing(|it| plan(it).task = None), "Populating CreateTask"),
+        (
+            "running",
+            importing(|it| (plan(it).task, known(it).import) = (None, None)),
+            "Populating CreateTask",
+        ),
+        ("a task of ours", importing(|it| plan(it).task = None), "Populating NoteTask"),
         ("a task not shown yet", importing(|it| known(it).task = None), "Populating -"),
         (
             "a task not shown any more",
@@ -166,6 +186,40 @@ fn cpfs_is_led_from_the_plan_to_the_import() {
         ("at what the future knows", ended("Pondering", 6), "Populating - DataflowWaiting Created"),
         ("done", ended("Completed", 10), "Rebinding Rebind Created"),
         ("done with some", ended("Completed", 9), "Failed RecordFailure Created"),
+        (
+            "done with nothing",
+            done(|task| task.files = Share::default()),
+            "Failed RecordFailure Created",
+        ),
+        (
+            "done with some bytes",
+            done(|task| task.bytes = Share { done: 1, total: 2 }),
+            "Failed RecordFailure Created",
+        ),
+        (
+            "done with an error",
+            done(|task| task.error = Some("ReadFailed".to_owned())),
+            "Failed RecordFailure Created",
+        ),
+        (
+            "done while another task writes",
+            importing(|it| {
+                known(it).task.as_mut().unwrap().status = "Completed".to_owned();
+                known(it).task.as_mut().unwrap().files.done = 10;
+                known(it).unfinished[0].id = "task-2".to_owned();
+            }),
+            "Rebinding - Created",
+        ),
+        (
+            "no file system, or none for these credentials",
+            importing(|it| it.dataflow = Dataflow::NoFileSystem("not found".to_owned())),
+            "Populating - DataflowError",
+        ),
+        (
+            "a note that cannot be read",
+            importing(|it| it.prime.as_mut().unwrap().plan = None),
+            "Populating - DataflowError",
+        ),
         ("failed", ended("Failed", 3), "Failed RecordFailure Created"),
         ("canceled by someone", ended("Canceled", 3), "Failed RecordFailure Created"),
         (
@@ -205,8 +259,57 @@ fn leaving(change: impl FnOnce(&mut Observed)) -> Observed {
 
 #[test]
 fn what_cpfs_has_is_undone_before_the_prime_pvc_goes() {
-    let none = |it: &mut Observed| *known(it) = Known::default();
+    let none = |it: &mut Observed| {
+        *known(it) = Known::default();
+        plan(it).shown = true;
+    };
+    let before = |seconds: i64| Timestamp::from_second(NOW.as_second() - seconds).unwrap();
     check([
+        ("made a moment ago", leaving(|it| *known(it) = Known::default()), "Deleting -"),
+        (
+            "made long ago",
+            leaving(|it| {
+                *known(it) = Known::default();
+                (plan(it).flow, plan(it).task) = (noted("df-1", 3600), noted("task-1", 3600));
+            }),
+            "Deleting DeletePrime",
+        ),
+        (
+            "perhaps made a moment ago",
+            leaving(|it| {
+                *known(it) = Known::default();
+                (plan(it).flow, plan(it).task) = (None, None);
+                plan(it).asked = Some(NOW);
+            }),
+            "Deleting -",
+        ),
+        (
+            "never made",
+            leaving(|it| {
+                *known(it) = Known::default();
+                (plan(it).flow, plan(it).task) = (None, None);
+                plan(it).asked = Some(before(120));
+            }),
+            "Deleting DeletePrime",
+        ),
+        (
+            "no file system, or none for these credentials",
+            leaving(|it| it.dataflow = Dataflow::NoFileSystem("not found".to_owned())),
+            "Deleting - DataflowError",
+        ),
+        (
+            "for long",
+            leaving(|it| {
+                it.dataflow = Dataflow::NoFileSystem("not found".to_owned());
+                target(it).deleting = Some(before(3600));
+            }),
+            "Deleting DeletePrime CleanupStuck",
+        ),
+        (
+            "a note that cannot be read",
+            leaving(|it| it.prime.as_mut().unwrap().plan = None),
+            "Deleting - DataflowError",
+        ),
         ("deleted in mid-import", leaving(|_| {}), "Deleting CancelTask"),
         ("being canceled", leaving(|it| known(it).unfinished[0].canceling = true), "Deleting -"),
         ("canceled", leaving(|it| known(it).unfinished.clear()), "Deleting DeleteFlow"),
@@ -285,7 +388,10 @@ fn a_data_flow_goes_when_its_volume_is_filled_unless_files_are_read_by_it() {
         ("filled", bound(|_| {}), "Finished DeleteFlow Finished"),
         (
             "the data flow is gone",
-            bound(|it| *known(it) = Known::default()),
+            bound(|it| {
+                *known(it) = Known::default();
+                plan(it).shown = true;
+            }),
             "Finished DeletePrime",
         ),
         ("files without their data", bound(lazy), "Finished - Finished"),
@@ -296,6 +402,14 @@ fn a_data_flow_goes_when_its_volume_is_filled_unless_files_are_read_by_it() {
                 target(it).finalizer = false;
             }),
             "Finished AddFinalizer Finished",
+        ),
+        (
+            "the claim goes, and Pods still read",
+            bound(|it| {
+                lazy(it);
+                (target(it).deleting, target(it).in_use) = (Some(NOW), true);
+            }),
+            "Deleting -",
         ),
         (
             "the claim goes",

@@ -51,7 +51,10 @@ fn plan() -> Plan {
         security: Some(SourceSecurityType::SSL),
         data_type: DataType::Metadata,
         time: Timestamp::UNIX_EPOCH,
+        asked: None,
         flow: None,
+        made: false,
+        shown: false,
         task: Some(Noted { id: "task-2".to_owned(), time: Timestamp::UNIX_EPOCH }),
     }
 }
@@ -63,6 +66,7 @@ fn flow(id: &str, path: &str, description: Option<&str>) -> DataFlow {
         file_system_path: path.to_owned(),
         source_storage: "oss://bucket".to_owned(),
         source_storage_path: "/models/".to_owned(),
+        source_security_type: Some("SSL".to_owned()),
         description: description.map(str::to_owned),
         ..DataFlow::default()
     }
@@ -83,6 +87,10 @@ fn a_data_flow_is_found_by_what_was_noted_or_by_what_it_does() {
     assert_eq!(id(&Plan { flow: noted("df-1"), ..plan() }), Some("df-1"));
     assert_eq!(id(&Plan { flow: noted("df-9"), ..plan() }), None);
     assert_eq!(id(&Plan { source_path: "/models/2/".to_owned(), ..plan() }), None);
+    let open = [DataFlow { source_security_type: None, ..flows[1].clone() }];
+    assert!(Known::flow_of(&plan(), &open).is_none(), "not encrypted as was asked");
+    let going = [DataFlow { status: "Deleting".to_owned(), ..flows[1].clone() }];
+    assert!(Known::flow_of(&plan(), &going).is_none());
     assert_eq!(id(&Plan { source: "oss://bucket-2".to_owned(), ..plan() }), None);
 }
 

@@ -15,6 +15,8 @@ use crate::controller::observed::dataflow::{
 pub(in super::super) enum CpfsMove {
     /// Whether it can be asked.
     Reach(bool),
+    /// Whether its answers are lost to what it makes.
+    Deafen(bool),
     /// Data flows and tasks take a step to where they are going.
     GoOn,
     // someone at the console
@@ -29,6 +31,8 @@ struct Flow {
     /// The UID of the prime PVC it was made for.
     prime: String,
     status: &'static str,
+    /// Whether it is described yet.
+    listed: bool,
     tasks: Vec<Task>,
 }
 
@@ -36,6 +40,8 @@ struct Flow {
 struct Task {
     id: String,
     status: &'static str,
+    /// Whether it is described yet.
+    listed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +50,7 @@ pub(in super::super) struct Cpfs {
     /// How imports end: 0 well, 1 with a failure, else without some files.
     code: i32,
     reachable: bool,
+    deaf: bool,
     flows: Vec<Flow>,
     /// The prime PVCs that data flows, and tasks, were made for.
     made: (Vec<String>, Vec<String>),
@@ -51,7 +58,7 @@ pub(in super::super) struct Cpfs {
 
 impl Cpfs {
     pub(in super::super) fn new(lazy: bool, code: i32) -> Self {
-        Self { lazy, code, reachable: true, flows: vec![], made: (vec![], vec![]) }
+        Self { lazy, code, reachable: true, deaf: false, flows: vec![], made: (vec![], vec![]) }
     }
 
     pub(super) fn place() -> Place {
@@ -69,6 +76,7 @@ impl Cpfs {
     pub(super) fn happen(&mut self, happens: CpfsMove) {
         match happens {
             CpfsMove::Reach(reachable) => self.reachable = reachable,
+            CpfsMove::Deafen(deaf) => self.deaf = deaf,
             CpfsMove::GoOn => {
                 self.flows.retain(|flow| flow.status != "Deleting");
                 let ends = match self.code {
@@ -76,10 +84,12 @@ impl Cpfs {
                     _ => "Completed",
                 };
                 for flow in &mut self.flows {
-                    if flow.status == "Starting" {
+                    if flow.status == "Starting" && flow.listed {
                         flow.status = "Running";
                     }
+                    flow.listed = true;
                     for task in &mut flow.tasks {
+                        task.listed = true;
                         task.status = match task.status {
                             "Pending" => "Executing",
                             "Executing" => ends,
@@ -124,22 +134,23 @@ impl Cpfs {
         if !self.reachable {
             return Dataflow::Unknown("no connection".to_owned());
         }
+        let mut flows = self.flows.iter().filter(|flow| flow.listed);
         let flow = match &plan.flow {
-            Some(noted) => self.flows.iter().find(|flow| flow.id == noted.id),
-            None => self.flows.iter().find(|flow| flow.prime == prime.uid),
+            Some(noted) => flows.find(|flow| flow.id == noted.id),
+            None => flows.find(|flow| flow.prime == prime.uid && flow.status != "Deleting"),
         };
         let tasks = flow.map(|flow| flow.tasks.as_slice()).unwrap_or_default();
+        let tasks = || tasks.iter().filter(|task| task.listed);
         let noted = |task: &&Task| plan.task.as_ref().is_some_and(|noted| noted.id == task.id);
         let done = if self.code == 0 { 5 } else { 4 };
-        let task = tasks.iter().find(noted).map(|task| TaskSeen {
+        let task = tasks().find(noted).map(|task| TaskSeen {
             id: task.id.clone(),
             status: task.status.to_owned(),
             files: Share { done: if task.status == "Completed" { done } else { 0 }, total: 5 },
             ..TaskSeen::default()
         });
         let ended = |task: &&Task| matches!(task.status, "Completed" | "Failed" | "Canceled");
-        let unfinished = tasks
-            .iter()
+        let unfinished = tasks()
             .filter(|task| !ended(task))
             .map(|task| Unfinished { id: task.id.clone(), canceling: task.status == "Canceling" });
         Dataflow::Known(Box::new(Known {
@@ -150,18 +161,21 @@ impl Cpfs {
                 error: None,
             }),
             task,
+            import: tasks().next().map(|task| task.id.clone()),
             unfinished: unfinished.collect(),
             flows: self.flows.len(),
         }))
     }
 
     /// Does `action`; the plan that comes of it.
-    pub(super) fn act(&mut self, prime: &Prime, action: &Action) -> Result<Option<Plan>, Broken> {
+    pub(super) fn act(
+        &mut self,
+        prime: &Prime,
+        action: &Action,
+        now: Timestamp,
+    ) -> Result<Option<Plan>, Broken> {
         let broken = |what: &str| Err(Broken(what.to_owned()));
-        let noted = |id: String| {
-            // CPFS lists at once here, so that what is missing is gone
-            Some(Noted { id, time: Timestamp::from_second(-600).expect("in 1969") })
-        };
+        let noted = |id: String| Some(Noted { id, time: now });
         if *action == Action::PlanDataflow {
             return Ok(Some(Plan {
                 region: "cn-test".to_owned(),
@@ -177,8 +191,11 @@ impl Cpfs {
                     false => DataType::MetadataAndData,
                 },
                 time: Timestamp::UNIX_EPOCH,
+                asked: None,
                 flow: None,
+                made: false,
                 task: None,
+                shown: false,
             }));
         }
         let Some(plan) = prime.plan.clone() else { return broken("CPFS is asked without a plan") };
@@ -197,6 +214,7 @@ impl Cpfs {
                         id: id.clone(),
                         prime: prime.uid.clone(),
                         status: "Starting",
+                        listed: false,
                         tasks: vec![],
                     };
                     self.flows.push(flow);
@@ -204,8 +222,13 @@ impl Cpfs {
                 if self.flows.len() > 1 {
                     return broken("two data flows at once");
                 }
-                Ok(Some(Plan { flow: noted(id), ..plan }))
+                let asked = Plan { asked: Some(now), ..plan };
+                Ok(Some(match self.deaf {
+                    true => asked,
+                    false => Plan { flow: noted(id), made: true, ..asked },
+                }))
             }
+            Action::NoteTask(id) => Ok(Some(Plan { task: noted(id.clone()), ..plan })),
             Action::NoteFlow(id) => Ok(Some(Plan { flow: noted(id.clone()), ..plan })),
             Action::CreateTask => {
                 let flow = self.flows.iter_mut().find(|flow| flow.prime == prime.uid);
@@ -215,9 +238,9 @@ impl Cpfs {
                 let id = format!("task {}", prime.uid);
                 if !self.made.1.contains(&prime.uid) {
                     self.made.1.push(prime.uid.clone());
-                    flow.tasks.push(Task { id: id.clone(), status: "Pending" });
+                    flow.tasks.push(Task { id: id.clone(), status: "Pending", listed: false });
                 }
-                Ok(Some(Plan { task: noted(id), ..plan }))
+                Ok((!self.deaf).then(|| Plan { task: noted(id), ..plan }))
             }
             Action::CancelTask(id) => {
                 let mut tasks = self.flows.iter_mut().flat_map(|flow| &mut flow.tasks);
@@ -233,9 +256,14 @@ impl Cpfs {
                     let busy = flow
                         .tasks
                         .iter()
-                        .any(|task| matches!(task.status, "Pending" | "Executing" | "Canceling"));
-                    if busy {
-                        return broken("a data flow is deleted while its task runs");
+                        .find(|task| matches!(task.status, "Pending" | "Executing" | "Canceling"));
+                    match busy {
+                        Some(task) if task.listed => {
+                            return broken("a data flow is deleted while its task runs");
+                        }
+                        // refused
+                        Some(_) => continue,
+                        None => {}
                     }
                     if matches!(flow.status, "Running" | "Stopped") {
                         flow.status = "Deleting";

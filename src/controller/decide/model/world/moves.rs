@@ -141,6 +141,7 @@ impl World {
             Move::EndPod(self.code),
             Move::SyncJob,
             Move::Cpfs(CpfsMove::Reach(true)),
+            Move::Cpfs(CpfsMove::Deafen(false)),
             Move::Cpfs(CpfsMove::GoOn),
             Move::Protect,
         ] {

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
-use kube::api::Api;
+use kube::api::{Api, PostParams};
 use nas_server::{Fault, Flow, Times};
 use ossvp::controller::crd::{DataflowStatus, OSSVolumePopulator, Phase};
 use serde_json::{Value, json};
@@ -153,7 +153,34 @@ fn files_without_their_data_keep_their_data_flow_for_as_long_as_the_claim() {
         assert_eq!(flow.status, "Running");
         let volume = case.bound("data").await.spec.unwrap().volume_name.unwrap();
 
-        let_go(&case, &claim).await;
+        // a Pod reads on while the claim is being deleted
+        let pod = serde_json::from_value(json!({
+            "metadata": {"name": "reader"},
+            "spec": {
+                "terminationGracePeriodSeconds": 0,
+                "containers": [{
+                    "name": "reader",
+                    "image": "busybox",
+                    "command": ["/bin/sh", "-c", "sleep 600"],
+                    "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+                }],
+                "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+            },
+        }));
+        let pods = case.api::<Pod>();
+        pods.create(&PostParams::default(), &pod.unwrap()).await.unwrap();
+        let running = |pod: &Pod| {
+            let phase = pod.status.as_ref()?.phase.as_deref()?;
+            (phase == "Running").then_some(())
+        };
+        case.object(&pods, "reader", "running", running).await;
+        case.delete(&case.api::<PersistentVolumeClaim>(), "data").await;
+        case.entry("data", "waiting", |it| it.message.contains("waiting for the Pods")).await;
+        assert_eq!(flows(&world, file_system)[0].status, "Running");
+        case.delete(&pods, "reader").await;
+
+        case.gone(&case.api::<PersistentVolumeClaim>(), "data").await;
+        case.no_scaffolding(&claim.uid().unwrap()).await;
         no_flow(&world, file_system).await;
         case.gone(&Api::<PersistentVolume>::all(world.client.clone()), &volume).await;
     });

@@ -17,7 +17,7 @@ use crate::restart::killed_after_each_change;
 use crate::world::{IMPORTED, REGION, World, alone, shared, until};
 
 /// The spec of a resource whose volumes CPFS fills from `bucket`, with `more`.
-fn spec(bucket: &str, more: Value) -> Value {
+pub fn spec(bucket: &str, more: Value) -> Value {
     let mut spec = json!({
         "bucket": bucket,
         "region": REGION,
@@ -51,7 +51,7 @@ async fn dataflow(
 }
 
 /// The claim is bound to a volume that CPFS has filled from the resource's path.
-async fn imported(case: &Case, claim: &str) {
+pub async fn imported(case: &Case, claim: &str) {
     case.bound(claim).await;
     let volume = case.world.stand_in.volume_of(&case.namespace, claim).await.unwrap();
     let source = std::fs::read_to_string(volume.join(IMPORTED)).unwrap();
@@ -324,7 +324,7 @@ fn the_eleventh_data_flow_of_a_file_system_waits_for_its_turn() {
 }
 
 /// CPFS without any waiting.
-fn at_once() -> Times {
+pub fn at_once() -> Times {
     let now = Duration::ZERO;
     Times { create_flow: now, delete_flow: now, start_task: now, run_task: now, cancel_task: now }
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use crate::case::Case;
-use crate::world::{World, shared};
+use crate::world::{World, shared, until};
 
 /// The YAML of the document that the product implements, its indentation restored.
 const MODEL_SERVING: &str = r"
@@ -94,6 +94,48 @@ fn the_documents_yaml_applies_unchanged() {
     });
 }
 
+/// The YAML of a page, one block after the other.
+fn blocks(page: &str) -> impl Iterator<Item = &str> {
+    let blocks = page.split("```yaml\n").skip(1);
+    blocks.map(|block| block.split("```").next().unwrap())
+}
+
+/// The namespace that an object says it is of.
+fn within(document: &str) -> &str {
+    let line = document.lines().find_map(|line| line.trim().strip_prefix("namespace: "));
+    line.unwrap_or("default")
+}
+
+#[test]
+fn the_walkthroughs_yaml_is_taken_as_it_stands() {
+    shared(|world| async move {
+        for page in ["walkthrough-model-serving.md", "walkthrough-batch-workflow.md"] {
+            let path = format!("{}/docs/{page}", env!("CARGO_MANIFEST_DIR"));
+            let page = std::fs::read_to_string(path).unwrap();
+            let mut taken = 0;
+            for document in blocks(&page).flat_map(|block| block.split("---\n")) {
+                // Argo's own definition is not here
+                if document.contains("kind: Workflow\n") {
+                    continue;
+                }
+                // a new namespace's service account takes a moment
+                let said = until(&world, document, || async {
+                    let (ok, said) = apply(&world, within(document), document);
+                    (ok || !said.contains("serviceaccount")).then_some((ok, said))
+                })
+                .await;
+                assert!(said.0 && !said.1.contains("arning"), "{}\n{document}", said.1);
+                taken += 1;
+            }
+            assert!(taken >= 4, "{page}");
+        }
+        // they have served; nobody makes their volumes
+        world.kubectl(&["delete", "namespace", "bmcpfs-dataflow-demo", "argo", "--wait=false"]);
+        world.kubectl(&["delete", "storageclass", "bmcpfs"]);
+        world.kubectl(&["-n", "ack-volume-populator", "delete", "secret", "oss-secret"]);
+    });
+}
+
 #[test]
 fn what_cannot_work_is_refused_with_words_that_help() {
     shared(|world| async move {
@@ -154,6 +196,11 @@ fn the_manifests_are_accepted_by_the_api_server() {
             &["--", "--feature-gates=VolumePopulatorPodHandler=false"],
             &["--namespace=ack-volume-populator", "--", "--require-grant"],
             &["--", "--worker-security=root-no-caps"],
+            &[
+                "--cpfs-role-arn=acs:ram::1234567:role/ossvp-controller",
+                "--cpfs-oidc-provider-arn=acs:ram::1234567:oidc-provider/ack-rrsa-c1234",
+            ],
+            &["--cpfs-secret=cpfs"],
         ]
         .into_iter()
         .enumerate()

@@ -8,6 +8,7 @@ use ossvp::controller::crd::OSSVolumePopulator;
 use serde_json::json;
 
 use crate::case::Case;
+use crate::dataflow::{at_once, imported, spec};
 use crate::support::{BUCKET, ID, SECRET};
 use crate::world::{alone, shared, until};
 
@@ -73,19 +74,6 @@ fn what_would_give_a_worker_other_rights_is_refused_and_the_resource_says_so_at_
 }
 
 #[test]
-fn the_mode_for_cpfs_is_not_served_and_says_so() {
-    shared(|world| async move {
-        let case = Case::new(&world, "cpfs").await;
-        let mut spec = case.spec(json!({}));
-        crate::case::merge(&mut spec, json!({"mode": "bmcpfs-dataflow", "generic": null}));
-        case.source("models", spec).await;
-        let claim = case.claim("data", "models", "immediate", json!({})).await;
-        case.event("data", Some("models"), &["PopulatorModeUnsupported", "bmcpfs-dataflow"]).await;
-        case.no_scaffolding(&claim.uid().unwrap()).await;
-    });
-}
-
-#[test]
 fn without_its_gate_the_generic_mode_makes_nothing_and_has_no_right_to() {
     let flags = ["--feature-gates=VolumePopulatorPodHandler=false", "--allow-endpoint=*"];
     alone(&flags, |world| async move {
@@ -106,6 +94,13 @@ fn without_its_gate_the_generic_mode_makes_nothing_and_has_no_right_to() {
             world.try_kubectl(&args).0
         };
         assert!(!may("create", "jobs") && may("list", "jobs"));
+        // CPFS needs no Pods
+        world.nas.set_times(at_once());
+        world.cpfs_class("cpfs", "bmcpfs-a", json!({})).await;
+        case.source("by-cpfs", spec("models", json!({}))).await;
+        let claim = case.claim("fileset", "by-cpfs", "cpfs", json!({})).await;
+        imported(&case, "fileset").await;
+        case.cleaned(&claim.uid().unwrap()).await;
     });
 }
 

@@ -21,7 +21,7 @@ use super::meter::Meter;
 use super::providers::Chain;
 pub(crate) use super::retry::Attempts;
 use super::rrsa::Rrsa;
-pub(crate) use super::sign::encode;
+pub(crate) use super::sign::{encode, hmac};
 use super::transport::{BodyError, Options, SendError, Transport, read_body};
 use super::verdict;
 

@@ -205,7 +205,8 @@ fn keyed(key: &[u8]) -> Hmac<Sha256> {
     Hmac::new_from_slice(key).expect("HMAC takes keys of any length")
 }
 
-fn hmac(key: &[u8], text: &[u8]) -> [u8; 32] {
+/// HMAC-SHA256.
+pub(crate) fn hmac(key: &[u8], text: &[u8]) -> [u8; 32] {
     let mut mac = keyed(key);
     mac.update(text);
     mac.finalize().into_bytes().into()

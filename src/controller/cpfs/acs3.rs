@@ -4,11 +4,10 @@
 //! header; the documentation asks for `host`, `content-type` and `x-acs-*`.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
 use crate::keys::hex;
-use crate::store::service::encode;
+use crate::store::service::{encode, hmac};
 
 const ALGORITHM: &str = "ACS3-HMAC-SHA256";
 
@@ -36,10 +35,7 @@ impl Unsigned<'_> {
         let (method, query, digest) = (self.method, query_string(self.query), self.digest);
         let canonical = format!("{method}\n/\n{query}\n{lines}\n{names}\n{digest}");
         let to_sign = format!("{ALGORITHM}\n{}", digest_of(canonical.as_bytes()));
-        let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes())
-            .expect("HMAC takes keys of any length");
-        mac.update(to_sign.as_bytes());
-        let signature = hex(&mac.finalize().into_bytes());
+        let signature = hex(&hmac(secret.as_bytes(), to_sign.as_bytes()));
         format!("{ALGORITHM} Credential={id},SignedHeaders={names},Signature={signature}")
     }
 }

@@ -17,7 +17,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
-use super::cpfs::{DataFlow, Described, Descriptions, Nas, NasError, Task};
+use super::cpfs::{Described, Descriptions, Nas, NasError, Task};
 use super::crd::{KIND, OSSVolumePopulator};
 use super::observed::dataflow::{Dataflow, Known, Plan};
 use super::observed::{
@@ -293,11 +293,8 @@ impl Observer {
         described: &'d Described,
     ) -> Result<Cow<'d, [Task]>, NasError> {
         let Described { flows, tasks } = described;
-        let made = |flow: &DataFlow| {
-            flow.description.as_ref().is_some_and(|it| it.starts_with(names::DATA_FLOWS))
-        };
         match Known::flow_of(plan, flows) {
-            Some(flow) if !made(flow) => {
+            Some(flow) if !flow.is_marked(names::DATA_FLOWS) => {
                 let Plan { region, file_system, .. } = plan;
                 let theirs =
                     self.nas.describe_data_flow_tasks(region, file_system, &[&flow.id]).await?;

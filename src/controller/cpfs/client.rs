@@ -150,7 +150,7 @@ impl Nas {
         Ok(created.task_id)
     }
 
-    /// All tasks of a data flow, with their reports.
+    /// All tasks of some data flows, with their reports.
     pub(crate) async fn describe_data_flow_tasks(
         &self,
         region: &str,

@@ -119,9 +119,7 @@ async fn describe(
     made: &str,
 ) -> Result<Described, NasError> {
     let flows = nas.describe_data_flows(region, file_system).await?;
-    let ours = flows.iter().filter(|flow| {
-        flow.description.as_ref().is_some_and(|description| description.starts_with(made))
-    });
+    let ours = flows.iter().filter(|flow| flow.is_marked(made));
     let ids: Vec<&str> = ours.map(|flow| flow.id.as_str()).collect();
     let tasks = nas.describe_data_flow_tasks(region, file_system, &ids).await?;
     Ok(Described { flows, tasks })

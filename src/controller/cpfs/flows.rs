@@ -54,6 +54,13 @@ pub(crate) struct DataFlow {
     pub(crate) create_time: Option<String>,
 }
 
+impl DataFlow {
+    /// Whether its description begins with `mark`.
+    pub(crate) fn is_marked(&self, mark: &str) -> bool {
+        self.description.as_ref().is_some_and(|description| description.starts_with(mark))
+    }
+}
+
 impl NewDataFlow {
     pub(super) fn query(&self) -> Vec<(String, String)> {
         let Self {

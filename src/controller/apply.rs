@@ -9,6 +9,7 @@ use kube::api::{
 };
 use kube::core::PartialObjectMeta;
 use kube::{Client, ResourceExt};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::cpfs::Nas;
@@ -38,6 +39,10 @@ pub(super) async fn apply(
     let gone = |what| Error::Vanished { action: format!("{action:?}"), what };
     let target = || seen.target.as_deref().ok_or_else(|| gone("claim"));
     let prime = || seen.prime.as_deref().ok_or_else(|| gone("prime PVC"));
+    let plan = || {
+        let plan = seen.facts.prime.as_ref().and_then(|prime| prime.plan.as_ref());
+        plan.ok_or_else(|| gone("plan"))
+    };
     let post = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
     let claims = |claim: &PersistentVolumeClaim| {
         let namespace = claim.namespace().unwrap_or_default();
@@ -46,14 +51,12 @@ pub(super) async fn apply(
     match action {
         Action::AddFinalizer => {
             let claim = target()?;
-            let patch =
-                finalizers(claim, |finalizers| finalizers.push(names::FINALIZER.to_owned()));
+            let patch = finalizer(claim, names::FINALIZER, true);
             patched(&claims(claim), claim, patch).await.map_err(failed)
         }
         Action::RemoveFinalizer => {
             let claim = target()?;
-            let patch =
-                finalizers(claim, |finalizers| finalizers.retain(|it| it != names::FINALIZER));
+            let patch = finalizer(claim, names::FINALIZER, false);
             patched(&claims(claim), claim, patch).await.map_err(failed)
         }
         Action::UnselectNode => {
@@ -81,48 +84,60 @@ pub(super) async fn apply(
         }
         Action::RecordFailure(failure) => {
             let prime = prime()?;
-            let text = serde_json::to_string(failure).expect("plain strings and numbers serialise");
-            let note = json!({"op": "add", "path": build::pointer(names::FAILURE), "value": text});
-            patched(&primes(), prime, json!([unchanged(prime), note])).await.map_err(failed)
+            let patch = annotation(prime, names::FAILURE, failure);
+            patched(&primes(), prime, patch).await.map_err(failed)
+        }
+        Action::PlanDataflow => {
+            let source = seen.source.as_ref().ok_or_else(|| gone("resource"))?;
+            let place = seen.facts.volume.as_ref().and_then(|volume| volume.cpfs.as_ref());
+            let place = place.ok_or_else(|| gone("volume"))?;
+            let plan = dataflow::plan(nas, &source.spec, place).await?;
+            note(&primes(), prime()?, &plan).await.map(drop).map_err(failed)
         }
         Action::CreateFlow => {
             // before CPFS is asked: whatever becomes of its answer, it is known that there may be one
-            let prime = prime()?;
-            let plan = seen.facts.prime.as_ref().and_then(|prime| prime.plan.clone());
-            let plan = plan.ok_or_else(|| gone("plan"))?;
-            let asked = Plan { asked: Some(Timestamp::now()), ..plan };
-            let noted = note(&primes(), prime, &asked).await.map_err(failed)?;
-            let plan = dataflow::ask(nas, seen, action).await?;
-            let plan = Plan { asked: asked.asked, ..plan };
-            note(&primes(), &noted, &plan).await.map(drop).map_err(failed)
+            let (prime, plan) = (prime()?, plan()?);
+            let plan = Plan { asked: Some(Timestamp::now()), ..plan.clone() };
+            let asked = note(&primes(), prime, &plan).await.map_err(failed)?;
+            let plan = dataflow::create_flow(nas, plan, &prime.uid().unwrap_or_default()).await?;
+            note(&primes(), &asked, &plan).await.map(drop).map_err(failed)
         }
-        Action::PlanDataflow | Action::NoteFlow(_) | Action::NoteTask(_) | Action::CreateTask => {
-            let plan = dataflow::ask(nas, seen, action).await?;
+        Action::NoteFlow(id) => {
+            let plan = plan()?.clone().with_flow(id.clone(), Timestamp::now());
             note(&primes(), prime()?, &plan).await.map(drop).map_err(failed)
         }
-        Action::CancelTask(_) => dataflow::undo(nas, seen, action).await,
-        Action::DeleteFlow(_) => {
-            // before it goes: whatever happens then, what is not listed any more is gone
-            if let Some(plan) = seen.facts.prime.as_ref().and_then(|prime| prime.plan.as_ref())
-                && !plan.shown
-            {
+        Action::CreateTask => {
+            let flow = plan()?.flow.as_ref().ok_or_else(|| gone("data flow"))?.id.clone();
+            let (prime, plan) = (prime()?, plan()?.clone());
+            let uid = prime.uid().unwrap_or_default();
+            let plan = dataflow::create_task(nas, plan, flow, &uid).await?;
+            note(&primes(), prime, &plan).await.map(drop).map_err(failed)
+        }
+        Action::NoteTask(id) => {
+            let plan = plan()?.clone().with_task(id.clone(), Timestamp::now());
+            note(&primes(), prime()?, &plan).await.map(drop).map_err(failed)
+        }
+        Action::CancelTask(id) => {
+            let flow = seen.facts.dataflow.flow().ok_or_else(|| gone("data flow"))?;
+            dataflow::cancel_task(nas, plan()?, flow, id).await
+        }
+        Action::DeleteFlow(id) => {
+            let plan = plan()?;
+            if !plan.shown {
+                // before it goes: whatever happens then, what is not listed any more is gone
                 let plan = Plan { shown: true, ..plan.clone() };
                 note(&primes(), prime()?, &plan).await.map_err(failed)?;
             }
-            dataflow::undo(nas, seen, action).await
+            dataflow::delete_flow(nas, plan, id).await
         }
         Action::ProtectPrime => {
             let prime = prime()?;
-            let patch = finalizers(prime, |finalizers| {
-                finalizers.push(names::DATA_FLOW_FINALIZER.to_owned());
-            });
+            let patch = finalizer(prime, names::DATA_FLOW_FINALIZER, true);
             patched(&primes(), prime, patch).await.map_err(failed)
         }
         Action::ReleasePrime => {
             let prime = prime()?;
-            let patch = finalizers(prime, |finalizers| {
-                finalizers.retain(|it| it != names::DATA_FLOW_FINALIZER);
-            });
+            let patch = finalizer(prime, names::DATA_FLOW_FINALIZER, false);
             patched(&primes(), prime, patch).await.map_err(failed)
         }
         Action::Rebind => {
@@ -171,12 +186,13 @@ async fn note(
     prime: &impl ResourceExt,
     plan: &Plan,
 ) -> Result<PartialObjectMeta<PersistentVolumeClaim>, kube::Error> {
-    let text = serde_json::to_string(plan).expect("plain strings and numbers serialise");
-    let note = json!({"op": "add", "path": build::pointer(names::DATA_FLOW), "value": text});
-    let patch = json!([unchanged(prime), note]);
-    let patch: json_patch::Patch = serde_json::from_value(patch).expect("a list of operations");
-    let by = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-    primes.patch_metadata(&prime.name_any(), &by, &Patch::Json::<()>(patch)).await
+    patch(primes, &prime.name_any(), annotation(prime, names::DATA_FLOW, plan)).await
+}
+
+/// `value` as JSON, in an annotation of a prime PVC.
+fn annotation(prime: &impl ResourceExt, name: &str, value: &impl Serialize) -> Value {
+    let text = serde_json::to_string(value).expect("plain strings and numbers serialise");
+    json!([unchanged(prime), {"op": "add", "path": build::pointer(name), "value": text}])
 }
 
 /// The test that fails a patch of an object that is not as it was seen.
@@ -184,9 +200,13 @@ fn unchanged(object: &impl ResourceExt) -> Value {
     json!({"op": "test", "path": "/metadata/resourceVersion", "value": object.resource_version()})
 }
 
-fn finalizers(claim: &PersistentVolumeClaim, change: impl FnOnce(&mut Vec<String>)) -> Value {
+/// Whether `claim` has a finalizer from then on.
+fn finalizer(claim: &PersistentVolumeClaim, name: &str, has: bool) -> Value {
     let mut finalizers = claim.finalizers().to_vec();
-    change(&mut finalizers);
+    match has {
+        true => finalizers.push(name.to_owned()),
+        false => finalizers.retain(|it| it != name),
+    }
     json!([
         unchanged(claim),
         // also where there were none
@@ -194,15 +214,24 @@ fn finalizers(claim: &PersistentVolumeClaim, change: impl FnOnce(&mut Vec<String
     ])
 }
 
-async fn patched<K>(api: &Api<K>, object: &K, patch: Value) -> Result<(), kube::Error>
+async fn patched<K>(api: &Api<K>, object: &K, changes: Value) -> Result<(), kube::Error>
 where
     K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
-    let patch: json_patch::Patch = serde_json::from_value(patch).expect("a list of operations");
+    unless_gone(patch(api, &object.name_any(), changes).await.map(drop))
+}
+
+async fn patch<K>(
+    api: &Api<K>,
+    name: &str,
+    changes: Value,
+) -> Result<PartialObjectMeta<K>, kube::Error>
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let patch: json_patch::Patch = serde_json::from_value(changes).expect("a list of operations");
     let by = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-    unless_gone(
-        api.patch_metadata(&object.name_any(), &by, &Patch::Json::<()>(patch)).await.map(drop),
-    )
+    api.patch_metadata(name, &by, &Patch::Json::<()>(patch)).await
 }
 
 /// What is there already was made by an earlier pass.

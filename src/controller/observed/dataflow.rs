@@ -126,6 +126,16 @@ impl Plan {
         }
     }
 
+    /// By this data flow.
+    pub(crate) fn with_flow(self, id: String, now: Timestamp) -> Self {
+        Self { flow: Some(Noted { id, time: now }), ..self }
+    }
+
+    /// By this task.
+    pub(crate) fn with_task(self, id: String, now: Timestamp) -> Self {
+        Self { task: Some(Noted { id, time: now }), ..self }
+    }
+
     /// Whether the data comes only when files are read, by way of the data flow.
     pub(crate) fn is_lazy(&self) -> bool {
         self.data_type == DataType::Metadata

@@ -1,4 +1,5 @@
-//! The controller: a claim that names an `OSSVolumePopulator` gets a volume that a worker has filled.
+//! The controller: a claim that names an `OSSVolumePopulator` gets a volume that a worker has filled,
+//! or CPFS, by a data flow that the controller asks it for (`cpfs`).
 //!
 //! One pass over one claim (`pass`) is a line of steps, each in its own file:
 //!

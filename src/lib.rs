@@ -10,7 +10,7 @@
 //! | [`keys`] | the names of things: bucket, prefix, key, path in the volume |
 //! | [`store`] | the source: OSS and S3 over HTTP, or a local directory |
 //! | [`worker`] | list, plan, fetch, verify, write, commit, mark |
-//! | [`controller`] | the resource of a cluster: claims get volumes that a worker has filled |
+//! | [`controller`] | the resource of a cluster: claims get volumes that a worker, or CPFS, has filled |
 //! | [`telemetry`] | logs |
 //!
 //! Dependencies point one way: `main -> cli -> {worker, controller} -> {handoff, store} -> keys`, and

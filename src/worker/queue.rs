@@ -161,8 +161,8 @@ impl Queue {
         self.state().is_done()
     }
 
-    /// Takes the next unit for `lane`, waiting if need be; `None` if there will be none. What needs no request
-    /// is done on the way, and counted in `committed`.
+    /// Takes the next unit for `lane`, waiting if need be; `None` if there will be none. What needs no
+    /// request is done on the way, and counted in `committed`.
     ///
     /// # Errors
     /// The plan's failure, or an action's.

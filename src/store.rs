@@ -17,6 +17,7 @@ mod error;
 mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod hedge;
 mod lister;
 mod listing;
 mod location;

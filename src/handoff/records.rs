@@ -405,6 +405,8 @@ pub struct Figures {
     pub requests_head: u64,
     /// Requests repeated.
     pub retries: u64,
+    /// Requests sent beside one that was waited for too long.
+    pub hedged: u64,
     /// Answers that asked for fewer requests (429, 503, `x-oss-qos-delay-time`).
     pub throttled: u64,
     /// Requests in flight, one sample a second: seconds from start, level.

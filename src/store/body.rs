@@ -6,21 +6,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use object_store::GetRange;
 use tokio::time::Instant;
 
-use super::client::{Ask, Budget, Client, Failure};
-use super::error::StoreError;
-use super::objects::{Opened, Pieces};
-use super::stated::Stated;
+use super::client::{Budget, Failure};
+use super::error::{StoreError, Subject};
+use super::hedge::{First, Version};
+use super::objects::Pieces;
 use super::transport::Arriving;
 
 /// Bytes a second below which a connection is as good as silent. The slowest link that is worth a
 /// run, 1 Mbit/s, gives each of 512 connections twice as much.
 const LEAST_RATE: u64 = 128;
-
-/// How many answers of another version there must be in a row.
-const DOUBTS: u32 = 3;
 
 /// The rest of a body.
 ///
@@ -29,11 +25,7 @@ const DOUBTS: u32 = 3;
 /// - the retry budget is whole after every [`LEAST_RATE`] bytes a second that the source may be
 ///   silent: bytes that drip renew nothing
 pub(super) struct Body {
-    client: Arc<Client>,
-    /// The request to go on with, without its range.
-    ask: Ask,
-    etag: Option<String>,
-    size: u64,
+    of: Version,
     /// The offset in the object of the next byte to receive.
     at: u64,
     end: u64,
@@ -47,18 +39,12 @@ pub(super) struct Body {
 }
 
 impl Body {
-    pub(super) fn new(
-        client: Arc<Client>,
-        ask: Ask,
-        etag: Option<String>,
-        incoming: Arriving,
-        range: Range<u64>,
-        size: u64,
-    ) -> Self {
+    /// The bytes `range` of a version, which are `incoming`.
+    pub(super) fn new(of: Version, incoming: Arriving, range: Range<u64>) -> Self {
         let budget = Budget::new();
         let (at, end, incoming) = (range.start, range.end, Some(incoming));
         let (waiting, came, waited) = (Bytes::new(), 0, Duration::ZERO);
-        Self { client, ask, etag, size, at, end, incoming, waiting, budget, came, waited }
+        Self { of, at, end, incoming, waiting, budget, came, waited }
     }
 
     /// The pieces, none larger than the client's bound.
@@ -72,7 +58,7 @@ impl Body {
                     Ok(Some(piece)) => Some((Ok(piece), Some(body))),
                     Ok(None) => None,
                     Err(error) => {
-                        Some((Err(error.into_object_store(&path, body.client.dialect)), None))
+                        Some((Err(error.into_object_store(&path, body.of.client.dialect)), None))
                     }
                 }
             }
@@ -88,8 +74,8 @@ impl Body {
                 None => return Ok(None),
             }
         }
-        let piece = self.waiting.split_to(self.waiting.len().min(self.client.max_frame));
-        self.client.meter.add_bytes(piece.len());
+        let piece = self.waiting.split_to(self.waiting.len().min(self.of.client.max_frame));
+        self.of.client.meter.add_bytes(piece.len());
         Ok(Some(piece))
     }
 
@@ -99,7 +85,10 @@ impl Body {
             let failure = match &mut self.incoming {
                 None if self.at == self.end => return Ok(None),
                 None => {
-                    self.incoming = Some(self.reopen().await?);
+                    tracing::debug!(key = ?self.of.ask.key, offset = self.at, "body resumed");
+                    self.waited = Duration::ZERO;
+                    let rest = self.at..self.end;
+                    self.incoming = Some(self.of.open(rest, &mut self.budget).await?);
                     continue;
                 }
                 Some(incoming) if self.at == self.end && incoming.is_end() => {
@@ -108,21 +97,29 @@ impl Body {
                 // the timer runs only while somebody waits for this future, and bytes that are
                 // there win over it: a consumer that pauses is no stall
                 Some(incoming) => {
-                    let stall = self.client.policy.stall_timeout;
+                    let stall = self.of.client.policy.stall_timeout;
                     let left = stall.saturating_sub(self.waited);
                     let begun = Instant::now();
-                    let frame = tokio::time::timeout(left, incoming.frame()).await;
+                    let next = self.of.next(incoming, self.at..self.end);
+                    let next = tokio::time::timeout(left, next).await;
                     self.waited += begun.elapsed();
-                    match frame {
-                        Ok(Some(Ok(frame))) => return self.take(frame).map(Some),
-                        Ok(None) if self.at == self.end => return Ok(None),
-                        Ok(None) => self.malformed(format!("the body ends at offset {}", self.at)),
-                        Ok(Some(Err(error))) => StoreError::Broken {
-                            subject: self.client.subject(self.ask.key.as_ref()),
+                    match next {
+                        Ok(First::Here(Some(Ok(frame)))) => return self.take(frame).map(Some),
+                        Ok(First::Elsewhere(frame, arriving)) => {
+                            self.incoming = Some(arriving);
+                            self.waited = Duration::ZERO;
+                            return self.take(frame).map(Some);
+                        }
+                        Ok(First::Here(None)) if self.at == self.end => return Ok(None),
+                        Ok(First::Here(None)) => {
+                            self.malformed(format!("the body ends at offset {}", self.at))
+                        }
+                        Ok(First::Here(Some(Err(error)))) => StoreError::Broken {
+                            subject: self.subject(),
                             source: Arc::new(error),
                         },
                         Err(_) => StoreError::Stalled {
-                            subject: self.client.subject(self.ask.key.as_ref()),
+                            subject: self.subject(),
                             offset: self.at,
                             least: self.least(),
                             seconds: stall.as_secs(),
@@ -135,7 +132,7 @@ impl Body {
                 // all bytes are here, only the end was missing
                 return Ok(None);
             }
-            self.client.recover(Failure::passing(failure), &mut self.budget).await?;
+            self.of.client.recover(Failure::passing(failure), &mut self.budget).await?;
         }
     }
 
@@ -154,48 +151,15 @@ impl Body {
 
     /// What must come within the time that the source may be silent.
     fn least(&self) -> u64 {
-        let ms = self.client.policy.stall_timeout.as_millis();
+        let ms = self.of.client.policy.stall_timeout.as_millis();
         u64::try_from(ms).unwrap_or(u64::MAX).saturating_mul(LEAST_RATE) / 1000
     }
 
-    /// The body from where it broke off. An answer of another version, while the source says that
-    /// nothing has changed, may be one broken answer: it is asked for again before it counts.
-    async fn reopen(&mut self) -> Result<Arriving, StoreError> {
-        for _ in 1..DOUBTS {
-            match self.reopen_once().await {
-                Err(StoreError::ChangedMeanwhile { .. }) => {}
-                opened => return opened,
-            }
-        }
-        self.reopen_once().await
-    }
-
-    async fn reopen_once(&mut self) -> Result<Arriving, StoreError> {
-        self.waited = Duration::ZERO;
-        let rest = GetRange::Bounded(self.at..self.end);
-        let mut ask = self.ask.clone();
-        ask.headers.extend(self.client.range_headers(&rest));
-        tracing::debug!(key = ?self.ask.key, offset = self.at, "body resumed");
-        let opened = self.client.open(&ask, Some(&rest), &mut self.budget).await?;
-        let Opened { headers, body, range: _, size } = opened;
-        let etag = Stated::read(&headers, true).etag;
-        let changed = |what, was: String, is: String| StoreError::ChangedMeanwhile {
-            subject: self.client.subject(self.ask.key.as_ref()),
-            what,
-            was,
-            is,
-        };
-        if etag != self.etag {
-            let show = |etag: &Option<String>| etag.clone().unwrap_or_else(|| "none".to_owned());
-            return Err(changed("ETag", show(&self.etag), show(&etag)));
-        }
-        if size != self.size {
-            return Err(changed("size", self.size.to_string(), size.to_string()));
-        }
-        Ok(body)
+    fn subject(&self) -> Box<Subject> {
+        self.of.client.subject(self.of.ask.key.as_ref())
     }
 
     fn malformed(&self, reason: String) -> StoreError {
-        StoreError::Malformed { subject: self.client.subject(self.ask.key.as_ref()), reason }
+        StoreError::Malformed { subject: self.subject(), reason }
     }
 }

@@ -18,6 +18,8 @@ pub struct Meter {
     pub credentials: AtomicU64,
     /// Requests that were sent again after a failure, and bodies that were resumed.
     pub retries: AtomicU64,
+    /// Requests that were sent beside one that was waited for too long.
+    pub hedged: AtomicU64,
     /// Answers by which the source asked to slow down: 429, 503 or `x-oss-qos-delay-time`.
     pub throttled: AtomicU64,
     /// GETs and HEADs that were answered with what was asked for.
@@ -32,7 +34,19 @@ pub struct Meter {
     pub first_byte_count: AtomicU64,
 }
 
+/// As many hedges may be made before anything was granted, and one more for every so many grants: a
+/// source that is slow as a whole must not be asked for everything twice.
+const FIRST_HEDGES: u64 = 8;
+const GRANTS_FOR_ONE: u64 = 20;
+
 impl Meter {
+    /// Takes leave for a hedge, if there is any.
+    pub(super) fn hedge(&self) -> bool {
+        let most = FIRST_HEDGES + self.granted.load(Ordering::Relaxed) / GRANTS_FOR_ONE;
+        let one_more = |hedged| (hedged < most).then_some(hedged + 1);
+        self.hedged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+    }
+
     pub(super) fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
     }

@@ -18,6 +18,7 @@ use crate::keys::{Dialect, Key};
 use super::body::Body;
 use super::client::{Ask, Budget, Client, Failure};
 use super::error::StoreError;
+use super::hedge::Version;
 use super::listing::MAX_OBJECT;
 use super::location::key_at;
 use super::read_only::Readable;
@@ -59,7 +60,7 @@ impl Client {
     ) -> Result<Opened, StoreError> {
         let pinned = ask.headers.iter().any(|(name, _)| *name == IF_MATCH);
         loop {
-            let opened = match self.once(ask).await {
+            let opened = match self.hedged(ask).await {
                 Ok(response) => check(response, wanted, pinned).map_err(|reason| {
                     let subject = self.subject(ask.key.as_ref());
                     Failure::passing(StoreError::Malformed { subject, reason })
@@ -206,8 +207,9 @@ impl Objects {
                 },
                 ..ask
             };
-            Body::new(client.clone(), pinned, stated.etag.clone(), body, range.clone(), size)
-                .into_stream(path.as_ref())
+            let etag = stated.etag.clone();
+            let version = Version { client: client.clone(), ask: pinned, etag, size };
+            Body::new(version, body, range.clone()).into_stream(path.as_ref())
         };
         let mut extensions = object_store::Extensions::new();
         extensions.insert(stated);

@@ -11,6 +11,9 @@ pub struct RetryPolicy {
     pub first_byte_timeout: Duration,
     /// Longest wait for the next byte of a body while somebody asks for it.
     pub stall_timeout: Duration,
+    /// How long an object's answer or its next byte is waited for before it is asked for over another
+    /// connection as well.
+    pub hedge_after: Duration,
     /// Upper end of the first jittered pause; each further one doubles it.
     pub backoff_first: Duration,
     /// Upper end of every jittered pause.
@@ -37,6 +40,9 @@ impl Default for RetryPolicy {
             first_byte_timeout: Duration::from_secs(30),
             // above TCP's recovery from a lost path (retransmissions at 0.2, 0.6, … 12.6, 25.4 s)
             stall_timeout: Duration::from_secs(30),
+            // ten times what OSS takes for the first byte of a cold object, and longer than TCP takes
+            // to send a lost segment again twice
+            hedge_after: Duration::from_secs(1),
             // about one round trip between continents
             backoff_first: Duration::from_millis(100),
             // as the official SDK's maximum; a recovered source is noticed within 20 s

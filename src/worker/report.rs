@@ -113,6 +113,7 @@ impl Watch {
             requests_get: meter(|meter| meter.get.load(Relaxed)),
             requests_head: meter(|meter| meter.head.load(Relaxed)),
             retries: meter(|meter| meter.retries.load(Relaxed)),
+            hedged: meter(|meter| meter.hedged.load(Relaxed)),
             throttled: meter(|meter| meter.throttled.load(Relaxed)),
             concurrency: seen.concurrency.clone(),
             cpu_seconds: cpu_seconds(),

@@ -311,3 +311,75 @@ async fn clocks_that_cannot_be_corrected_are_an_error() {
     assert_eq!(server.stats().requests, 3);
     assert!(chain(&error).contains("clock"), "{error}");
 }
+
+/// Long enough that a test which does not hedge hangs, short enough that one which does is quick.
+const HEDGE: Duration = Duration::from_millis(50);
+
+fn hedged(source: &Source) -> u64 {
+    source.meter().hedged.load(Relaxed)
+}
+
+#[tokio::test]
+async fn a_body_that_falls_silent_goes_on_over_another_connection() {
+    for action in [
+        Action::Stall { after: 300_000, ms: None },
+        // not one byte
+        Action::Stall { after: 0, ms: None },
+    ] {
+        let server = with_object();
+        server.fault(Fault::get("a").times(1).action(action.clone()));
+        let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+        assert_eq!(get(&source, "a").await.unwrap(), pattern(SIZE), "{action:?}");
+        assert_eq!(source.meter().bytes.load(Relaxed), SIZE as u64);
+        // nothing had failed
+        assert_eq!((hedged(&source), retries(&source)), (1, 0), "{action:?}");
+        let asked = asked(&server);
+        assert_eq!(asked.len(), 2, "{asked:?}");
+        assert_eq!(asked[1].1, server.etag(BUCKET, "a"));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_begin_is_asked_for_over_another_connection() {
+    let server = with_object();
+    server.fault(Fault::get("a").times(1).delay(Duration::from_secs(3600)));
+    let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+    assert_eq!(get(&source, "a").await.unwrap(), pattern(SIZE));
+    assert_eq!((hedged(&source), retries(&source)), (1, 0));
+}
+
+#[tokio::test]
+async fn a_hedge_that_fails_does_no_harm() {
+    let server = with_object();
+    server.fault(Fault::get("a").times(1).stall_after(300_000, Duration::from_millis(500)));
+    server.fault(Fault::get("a").skip(1).status(503, "ServiceUnavailable"));
+    let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+    assert_eq!(get(&source, "a").await.unwrap(), pattern(SIZE));
+    assert!(hedged(&source) >= 1);
+}
+
+#[tokio::test]
+async fn a_hedge_brings_no_other_version() {
+    let server = with_object();
+    server.fault(Fault::get("a").times(1).stall_after(300_000, Duration::from_millis(500)));
+    let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+    let pieces = answer(&source, "a", GetOptions::default()).await.unwrap().into_stream();
+    server.put(BUCKET, "a", vec![7; SIZE]);
+    let read: Vec<_> = pieces.try_collect().await.unwrap();
+    assert_eq!(read.concat(), pattern(SIZE));
+    assert!(hedged(&source) >= 1);
+}
+
+#[tokio::test]
+async fn a_source_that_is_slow_as_a_whole_is_not_asked_for_everything_twice() {
+    let server = start(server());
+    for index in 0..100 {
+        server.put(BUCKET, &format!("d/{index}"), pattern(1000));
+    }
+    server.fault(Fault::get_prefix("d/").delay(Duration::from_millis(300)));
+    let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+    let bodies = (0..100).map(async |index| get(&source, &format!("d/{index}")).await.unwrap());
+    futures::future::join_all(bodies).await;
+    let hedged = hedged(&source);
+    assert!((1..=8 + 100 / 20).contains(&hedged), "{hedged}");
+}

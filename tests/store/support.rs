@@ -35,6 +35,8 @@ pub(crate) fn policy() -> RetryPolicy {
         connect_timeout: Duration::from_secs(5),
         first_byte_timeout: Duration::from_secs(10),
         stall_timeout: Duration::from_secs(10),
+        // a test that wants hedges says so
+        hedge_after: Duration::from_secs(60),
         backoff_first: Duration::from_millis(1),
         backoff_max: Duration::from_millis(4),
         server_delay_max: Duration::from_millis(20),

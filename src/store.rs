@@ -24,6 +24,7 @@ mod location;
 #[doc(hidden)]
 pub mod measuring;
 mod meter;
+mod names;
 mod objects;
 mod providers;
 mod read_only;

@@ -11,7 +11,7 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -840,7 +840,23 @@ fn a_certificate_that_is_not_trusted_is_3() {
     unreachable("a certificate for another host", &elsewhere, 3, says, &bundle);
 }
 
-/// In a mount namespace of its own, where names are asked of a socket that never answers.
+/// `inner` in a mount namespace of its own, where the file of each pair stands in the place of the
+/// system's. It ends in 99 where that cannot be.
+fn with_files(inner: &Command, files: &[(String, PathBuf)]) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c"]).arg(
+        "while [ \"$1\" != -- ]; do mount --bind \"$2\" \"$1\" || exit 99; shift 2; done; \
+         shift; exec \"$@\"",
+    );
+    command.arg("sh");
+    for (place, file) in files {
+        command.arg(place).arg(file);
+    }
+    command.arg("--").arg(inner.get_program()).args(inner.get_args());
+    command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
+}
+
 #[test]
 fn a_name_server_that_never_answers_is_4() {
     let Ok(nameserver) = std::net::UdpSocket::bind("127.0.0.77:53") else {
@@ -849,15 +865,11 @@ fn a_name_server_that_never_answers_is_4() {
     let place = Place::new();
     std::fs::write(place.file("resolv.conf"), "nameserver 127.0.0.77\n").unwrap();
     std::fs::write(place.file("nsswitch.conf"), "hosts: dns\n").unwrap();
-    let inner = hasty("http://quiet.example", Scheme::Oss, &place.volume(), "2s");
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c"]).arg(
-        "mount --bind \"$1\" /etc/resolv.conf && mount --bind \"$2\" /etc/nsswitch.conf || exit 99; \
-         shift 2; exec \"$@\"",
-    );
-    command.arg("sh").arg(place.file("resolv.conf")).arg(place.file("nsswitch.conf"));
-    command.arg(inner.get_program()).args(inner.get_args()).args(["--addressing", "path"]);
-    command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut inner = hasty("http://quiet.example", Scheme::Oss, &place.volume(), "2s");
+    inner.args(["--addressing", "path"]);
+    let files = ["resolv.conf", "nsswitch.conf"];
+    let mut command =
+        with_files(&inner, &files.map(|name| (format!("/etc/{name}"), place.file(name))));
     let (ran, took) = watched(&mut command, "a name server that never answers");
     if ran.code == 99 || ran.stderr.contains("unshare") {
         return not_here(format!("no mount namespace: {}", ran.stderr));
@@ -872,6 +884,45 @@ fn a_name_server_that_never_answers_is_4() {
     finishes(again, &server, &keys(), &place, "a name server that never answers");
     let what = "no wrong byte, no marker; the next run without the fault finishes";
     shown(Part::Network, "a name server that never answers", what, 4);
+}
+
+/// A name with two addresses: both are used, one that refuses is passed by, and one that takes
+/// connections and never answers costs a moment.
+#[test]
+fn all_addresses_of_a_name_are_used() {
+    let addresses = ["127.0.0.5", "127.0.0.6"];
+    let hosts = addresses.map(|address| format!("{address} two.example\n")).concat();
+    for second in ["serves", "refuses", "is silent"] {
+        let what = format!("the second of two addresses {second}");
+        let place = Place::new();
+        std::fs::write(place.file("hosts"), &hosts).unwrap();
+        std::fs::write(place.file("nsswitch.conf"), "hosts: files\n").unwrap();
+        let listen = |address: &str, port| format!("{address}:{port}").parse().unwrap();
+        let first = filled(builder().listen(listen(addresses[0], 0)));
+        let port = first.address().port();
+        let other =
+            (second == "serves").then(|| filled(builder().listen(listen(addresses[1], port))));
+        let _silent =
+            (second == "is silent").then(|| TcpListener::bind((addresses[1], port)).unwrap());
+        let endpoint = format!("http://two.example:{port}");
+        let mut inner = signed(&endpoint, Scheme::Oss, &place.volume());
+        inner.args(["--addressing", "path", "--concurrency", "8"]);
+        let files = ["hosts", "nsswitch.conf"];
+        let files = files.map(|name| (format!("/etc/{name}"), place.file(name)));
+        let mut command = with_files(&inner, &files);
+        let (ran, _) = watched(&mut command, &what);
+        if ran.code == 99 || ran.stderr.contains("unshare") {
+            return not_here(format!("no mount namespace: {}", ran.stderr));
+        }
+        assert_eq!(ran.code, 0, "{what}: {}", ran.stderr);
+        for server in std::iter::once(&first).chain(&other) {
+            assert!(
+                server.log().iter().any(|line| line.operation == Operation::GetObject),
+                "{what}"
+            );
+        }
+        shown(Part::Network, &what, "the volume is complete", 1);
+    }
 }
 
 #[test]

@@ -114,10 +114,9 @@ impl Body {
                         Ok(First::Here(None)) => {
                             self.malformed(format!("the body ends at offset {}", self.at))
                         }
-                        Ok(First::Here(Some(Err(error)))) => StoreError::Broken {
-                            subject: self.subject(),
-                            source: Arc::new(error),
-                        },
+                        Ok(First::Here(Some(Err(error)))) => {
+                            StoreError::Broken { subject: self.subject(), source: Arc::new(error) }
+                        }
                         Err(_) => StoreError::Stalled {
                             subject: self.subject(),
                             offset: self.at,

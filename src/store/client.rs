@@ -245,7 +245,7 @@ impl Client {
         let mut budget = Budget::new();
         loop {
             let attempt = async {
-                let body = self.once(ask).await?.into_body();
+                let body = self.hedged(ask).await?.into_body();
                 let stall = self.policy.stall_timeout;
                 let body = read_body(body, bound, stall, stall.saturating_mul(WHOLE)).await;
                 read(&body.map_err(|error| self.unread(ask, error))?)

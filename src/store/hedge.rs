@@ -2,7 +2,8 @@
 //! whichever comes first counts.
 //!
 //! A hedge never fails a request, and never repeats one that failed: it only goes beside one that is
-//! still waited for.
+//! still waited for. It takes a connection that served another request a moment ago if there is one,
+//! else a new one, which leads to the next of the endpoint's addresses.
 
 use std::io;
 use std::ops::Range;
@@ -34,9 +35,8 @@ impl Client {
             return first.await;
         }
         tracing::debug!(key = ?ask.key, "no answer yet: asked elsewhere, too");
-        let elsewhere = self.apart();
-        // few are ever made, and every request has room for one
-        let mut second = Box::pin(elsewhere.once(ask));
+        // few are ever made, and every request would have room for one
+        let mut second = Box::pin(self.once(ask));
         tokio::select! {
             answer = &mut first => match answer {
                 Err(Failure::Passing { .. }) => second.await,
@@ -92,10 +92,7 @@ impl Version {
 
     /// The first frame of `rest` over another connection, and what follows it.
     async fn elsewhere(&self, rest: Range<u64>) -> Option<(Bytes, Arriving)> {
-        let client = Arc::new(self.client.apart());
-        let version = Self { client, ask: self.ask.clone(), etag: self.etag.clone(), ..*self };
-        // it has nothing to be patient for: who waits for it has its own time
-        let mut arriving = version.open(rest, &mut Budget::new()).await.ok()?;
+        let mut arriving = self.open(rest, &mut Budget::new()).await.ok()?;
         let frame = arriving.frame().await?.ok()?;
         Some((frame, arriving))
     }

@@ -11,7 +11,7 @@ pub struct RetryPolicy {
     pub first_byte_timeout: Duration,
     /// Longest wait for the next byte of a body while somebody asks for it.
     pub stall_timeout: Duration,
-    /// How long an object's answer or its next byte is waited for before it is asked for over another
+    /// How long an answer or the next byte of an object is waited for before it is asked for over another
     /// connection as well.
     pub hedge_after: Duration,
     /// Upper end of the first jittered pause; each further one doubles it.

@@ -19,6 +19,7 @@ use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response, Uri};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::dns::GaiResolver;
 use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
@@ -31,6 +32,7 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::error::{Cause, StoreError, beneath};
+use super::names::Names;
 use super::wire::{Wire, origin};
 
 /// Idle connections are closed before the source closes them (OSS: after some 60 s), so that no
@@ -85,7 +87,7 @@ impl Transport {
     pub(super) fn new(options: &Options<'_>) -> Result<Self, StoreError> {
         let tls = Arc::new(tls(options)?);
         let proxies = Arc::new(if options.proxied { proxies(options.env)? } else { no_proxies() });
-        let mut tcp = HttpConnector::new();
+        let mut tcp = HttpConnector::new_with_resolver(Names::of_the_system());
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(options.connect_timeout));
@@ -392,7 +394,7 @@ impl Service<Uri> for Timed {
 /// Connects to a host: directly, or through the proxy that the environment names for it.
 #[derive(Clone)]
 struct Route {
-    tcp: HttpConnector,
+    tcp: HttpConnector<Names<GaiResolver>>,
     /// For proxies that are themselves reached by TLS.
     tls: Arc<ClientConfig>,
     proxies: Arc<Matcher>,

@@ -34,10 +34,12 @@ pub(crate) mod service;
 mod sign;
 mod stated;
 mod transport;
+mod turns;
 mod verdict;
 mod wire;
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +79,8 @@ pub struct Connection {
     pub timeout: Option<Duration>,
     /// How long to go on without progress; `None`: as [`RetryPolicy`] says.
     pub retry_for: Option<Duration>,
+    /// The most requests in a second, over all connections; `None`: no limit.
+    pub request_rate: Option<NonZeroU32>,
 }
 
 /// What the process brings: environment and patience. Tests bring their own.
@@ -148,6 +152,7 @@ impl Source {
             read_buffer,
             timeout,
             retry_for,
+            request_rate,
         } = connection;
         let (dialect, bucket, prefix) = match url {
             SourceUrl::Bucket { dialect, bucket, prefix } => (*dialect, bucket, prefix.clone()),
@@ -196,6 +201,7 @@ impl Source {
             policy,
             meter: meter.clone(),
             max_frame: read_buffer.unwrap_or(wire::FRAME).max(1),
+            turns: request_rate.map(|rate| Arc::new(turns::Turns::new(rate))),
             clock_offset: Arc::default(),
             answered: Arc::default(),
         });

@@ -101,6 +101,7 @@ pub(crate) fn arguments(
         shard: ShardOf::WHOLE,
         allow_empty: generic.allow_empty,
         throughput: throughput.map_err(|error| invalid("generic.throughput", &error))?,
+        request_rate: None,
         concurrency: generic.concurrency,
         part_size: part_size.map_err(|error| invalid("generic.partSize", &error))?,
         direct: Direct::Auto,

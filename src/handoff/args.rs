@@ -209,6 +209,12 @@ pub struct PopulateArgs {
     #[arg(long, env = "OSSVP_THROUGHPUT", help_heading = "Speed", value_name = "RATE")]
     pub throughput: Option<Rate>,
 
+    /// Requests in a second over all connections, listings included [default: as many as the source
+    /// grants]
+    #[arg(long, env = "OSSVP_REQUEST_RATE", help_heading = "Speed", value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub request_rate: Option<u32>,
+
     /// Requests in flight, 1 to 4096 [default: finds its level]
     #[arg(long, env = "OSSVP_CONCURRENCY", help_heading = "Speed", value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=4096))]

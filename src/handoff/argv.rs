@@ -38,6 +38,7 @@ pub fn argv(args: &PopulateArgs) -> Vec<String> {
         shard,
         allow_empty,
         throughput,
+        request_rate,
         concurrency,
         part_size,
         direct,
@@ -64,6 +65,7 @@ pub fn argv(args: &PopulateArgs) -> Vec<String> {
     line.option("shard", Some(shard));
     line.switch("allow-empty", *allow_empty);
     line.option("throughput", throughput.as_ref());
+    line.option("request-rate", request_rate.as_ref());
     line.option("concurrency", concurrency.as_ref());
     line.option("part-size", part_size.as_ref());
     line.value("direct", direct);
@@ -146,7 +148,8 @@ mod tests {
             globs in (proptest::collection::vec("[^\0\n]{1,20}", 0..3),
                       proptest::collection::vec("[^\0\n]{1,20}", 0..3)),
             unmappable in any_value::<Unmappable>(), shard in (0u32..256, 1u32..=256),
-            speed in (option::of(1u64..100_000), option::of(1u32..=4096), option::of(1u64..1 << 50)),
+            speed in (option::of(1u64..100_000), option::of(1u32..=4096), option::of(1u64..1 << 50),
+                      option::of(1u32..=1_000_000)),
             direct in any_value::<Direct>(), verify in any_value::<VerifyMode>(),
             switches: [bool; 5], outcome in option::of("[^\0]{1,20}"), report in option::of("[^\0]{1,20}"),
             progress in any_value::<ProgressStyle>(), volume in option::of("[^\0]{1,20}"))
@@ -160,6 +163,7 @@ mod tests {
                 shard: ShardOf { index: shard.0 % shard.1, count: shard.1 },
                 allow_empty,
                 throughput: speed.0.map(|rate| rate.to_string().parse().unwrap()),
+                request_rate: speed.3,
                 concurrency: speed.1,
                 part_size: speed.2.map(crate::handoff::ByteSize::new),
                 direct,

@@ -22,6 +22,7 @@ use super::retry::{Attempts, RetryPolicy};
 use super::sign::{self, UNSIGNED_PAYLOAD, Unsigned};
 use super::stated::http_date;
 use super::transport::{Arriving, BodyError, SendError, Transport, read_body};
+use super::turns::Turns;
 use super::verdict::{Asked, Kind, Verdict, is_throttling, judge};
 
 /// The longest body of a refusal that is read; OSS's have some 500 bytes.
@@ -103,6 +104,8 @@ pub(super) struct Client {
     pub(super) transport: Transport,
     pub(super) policy: RetryPolicy,
     pub(super) meter: Arc<Meter>,
+    /// Turns to send a request, if there is a limit.
+    pub(super) turns: Option<Arc<Turns>>,
     /// The largest piece of a body that is handed out, in bytes.
     pub(super) max_frame: usize,
     /// The source's clock less ours, in milliseconds.
@@ -119,6 +122,13 @@ impl Client {
 
     pub(super) fn subject(&self, key: Option<&Key>) -> Box<Subject> {
         Box::new(Subject { bucket: self.endpoint.bucket().clone(), key: key.cloned() })
+    }
+
+    /// Waits until a request may be sent.
+    pub(super) async fn turn(&self) {
+        if let Some(turns) = &self.turns {
+            turns.turn().await;
+        }
     }
 
     /// Makes one attempt; an answer other than 2xx is a failure.

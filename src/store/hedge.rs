@@ -25,6 +25,7 @@ const DOUBTS: u32 = 3;
 impl Client {
     /// Makes one attempt, and a second one beside it if its answer does not begin in time.
     pub(super) async fn hedged(&self, ask: &Ask) -> Result<Response<Arriving>, Failure> {
+        self.turn().await;
         let mut first = std::pin::pin!(self.once(ask));
         tokio::select! {
             biased;
@@ -36,7 +37,10 @@ impl Client {
         }
         tracing::debug!(key = ?ask.key, "no answer yet: asked elsewhere, too");
         // few are ever made, and every request would have room for one
-        let mut second = Box::pin(self.once(ask));
+        let mut second = Box::pin(async {
+            self.turn().await;
+            self.once(ask).await
+        });
         tokio::select! {
             answer = &mut first => match answer {
                 Err(Failure::Passing { .. }) => second.await,

@@ -1,5 +1,6 @@
 //! `populate`'s arguments, checked: nothing behind this file sees the command line's types raw.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
@@ -98,6 +99,7 @@ impl Options {
             shard,
             allow_empty,
             throughput,
+            request_rate,
             concurrency,
             part_size,
             direct,
@@ -158,6 +160,7 @@ impl Options {
                 read_buffer: Some(burst.unwrap_or(usize::MAX).min(LARGEST_FRAME)),
                 timeout: timeout.map(Span::duration),
                 retry_for: retry_for.map(Span::duration),
+                request_rate: request_rate.and_then(NonZeroU32::new),
             },
             filter: std::sync::Arc::new(Filter::new(&include, &exclude)?),
             source,

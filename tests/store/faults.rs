@@ -383,3 +383,21 @@ async fn a_source_that_is_slow_as_a_whole_is_not_asked_for_everything_twice() {
     let hedged = hedged(&source);
     assert!((1..=8 + 100 / 20).contains(&hedged), "{hedged}");
 }
+
+#[tokio::test]
+async fn no_more_requests_are_sent_in_a_second_than_permitted() {
+    let server = start(server());
+    for index in 0..60 {
+        server.put(BUCKET, &format!("d/{index}"), pattern(1000));
+    }
+    let mut setup = Setup::oss(&server);
+    setup.connection.request_rate = std::num::NonZeroU32::new(100);
+    // waiting for a turn is no silence
+    let source = setup.policy(|p| p.hedge_after = HEDGE).open();
+    let begun = Instant::now();
+    let bodies = (0..60).map(async |index| get(&source, &format!("d/{index}")).await.unwrap());
+    futures::future::join_all(bodies).await;
+    // ten at once, then one each 10 ms; a busy machine only takes longer
+    assert!(begun.elapsed() >= Duration::from_millis(495), "{:?}", begun.elapsed());
+    assert_eq!(asked(&server).len() as u64, 60 + hedged(&source));
+}

@@ -62,7 +62,16 @@ fn the_flags_that_have_words_exist_and_none_is_the_beginning_of_another() {
         assert!(!field.contains("--") || field.starts_with("the controller's"), "{field}");
     }
     // what only the controller decides: no message of a worker in a Pod is about it
-    let own = ["dry-run", "outcome", "report", "progress", "direct", "timeout", "retry-for"];
+    let own = [
+        "dry-run",
+        "outcome",
+        "report",
+        "progress",
+        "direct",
+        "timeout",
+        "retry-for",
+        "request-rate",
+    ];
     for flag in flags {
         let mapped = FIELDS.iter().any(|(known, _)| *known == flag);
         assert!(mapped || own.contains(&&flag[2..]), "{flag}: add it to FIELDS, or here");

@@ -250,7 +250,7 @@ impl Client {
         &self,
         ask: &Ask,
         bound: usize,
-        read: impl Fn(&[u8]) -> Result<T, Failure>,
+        mut read: impl FnMut(&[u8]) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
         let mut budget = Budget::new();
         loop {

@@ -1,36 +1,49 @@
-//! The listing of a prefix, page by page, one page ahead.
+//! The listing of a prefix, page by page, a few pages ahead.
+//!
+//! The token of the next page is taken out of a page before the page itself is read, so that the source
+//! makes the one while the other is read; and pages are read side by side.
 
+use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::keys::{Key, Prefix};
 
 use super::client::{Ask, Client, Failure};
 use super::error::StoreError;
-use super::listing::{Listed, Page, PageError, parse};
+use super::listing::{Listed, Page, PageError, parse, peek};
 use super::verdict::Kind;
 
 /// The most keys of a page; neither OSS nor S3 gives more.
 const MAX_KEYS: &str = "1000";
 
 /// The longest page that is read: 1,000 keys of 1,023 bytes, each byte as `%XX`, are 3 MiB, and an
-/// entry's other fields have some 600 bytes. Two pages may be in memory.
+/// entry's other fields have some 600 bytes. As many pages as are asked for ahead may be in memory.
 const MAX_PAGE: usize = 8 * 1024 * 1024;
 
 /// Pages without a key in a row before the source is taken to run in circles. Filters and lifecycle
 /// rules make a few; the tokens of a circle repeat sooner or later, but not at once.
 const MAX_EMPTY_PAGES: u32 = 1000;
 
+/// The most pages that are asked for before they are wanted: one that the source makes, and one for each
+/// of two cores to read.
+const AHEAD: usize = 3;
+
 /// A page being fetched; dropping it stops that.
-struct Ahead(JoinHandle<Result<Page, StoreError>>);
+struct Ahead {
+    /// The token that it was asked for with.
+    token: Option<String>,
+    page: JoinHandle<Result<Page, StoreError>>,
+}
 
 impl Drop for Ahead {
     fn drop(&mut self) {
-        self.0.abort();
+        self.page.abort();
     }
 }
 
@@ -38,8 +51,10 @@ struct Lister {
     client: Arc<Client>,
     prefix: Prefix,
     after: Option<Key>,
-    token: Option<String>,
-    ahead: Option<Ahead>,
+    /// In their order.
+    ahead: VecDeque<Ahead>,
+    /// The token of the page behind those, once the last of them has come.
+    next: Option<oneshot::Receiver<String>>,
     empty_pages: u32,
     pages: u64,
     /// The token of an earlier page and what its keys are, kept anew at every power of two of pages:
@@ -59,8 +74,8 @@ pub(super) fn list(
         client,
         prefix,
         after,
-        token: None,
-        ahead: None,
+        ahead: VecDeque::new(),
+        next: None,
         empty_pages: 0,
         pages: 0,
         milestone: None,
@@ -79,8 +94,7 @@ pub(super) fn list(
 impl Lister {
     /// The next page's objects, and whether pages follow.
     async fn page(&mut self) -> Result<(Vec<Listed>, bool), StoreError> {
-        let ahead = self.ahead.take().unwrap_or_else(|| self.fetch());
-        let Page { objects, next } = wait(ahead).await?;
+        let Page { objects, next } = self.first().await?;
         if let Some(token) = next {
             let here = (token.clone(), digest(&objects));
             if let Some((token, objects)) = &self.milestone {
@@ -99,13 +113,52 @@ impl Lister {
             if self.empty_pages > MAX_EMPTY_PAGES {
                 return Err(self.malformed("the listing does not end"));
             }
-            self.token = Some(token);
-            self.ahead = Some(self.fetch());
+            // what was asked for ahead is what the page itself names, unless the page is a strange one
+            if self.ahead.front().is_none_or(|ahead| ahead.token.as_ref() != Some(&token)) {
+                self.ahead.clear();
+                self.fetch(Some(token));
+            }
+            return Ok((objects, true));
         }
-        Ok((objects, self.ahead.is_some()))
+        self.ahead.clear();
+        Ok((objects, false))
     }
 
-    fn fetch(&self) -> Ahead {
+    /// Waits for the first of the pages ahead; meanwhile asks for those behind it.
+    async fn first(&mut self) -> Result<Page, StoreError> {
+        loop {
+            let room = self.ahead.len() < AHEAD;
+            let Some(first) = self.ahead.front_mut() else {
+                self.fetch(None);
+                continue;
+            };
+            let next = async {
+                match &mut self.next {
+                    Some(next) if room => next.await,
+                    _ => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                token = next => {
+                    self.next = None;
+                    // none: the page says so itself, or is the last
+                    if let Ok(token) = token {
+                        self.fetch(Some(token));
+                    }
+                }
+                page = &mut first.page => {
+                    self.ahead.pop_front();
+                    return page.unwrap_or_else(|error| {
+                        Err(StoreError::Other { source: Arc::new(error) })
+                    });
+                }
+            }
+        }
+    }
+
+    /// Asks for the page of `token`, or for the first, behind those that are asked for.
+    fn fetch(&mut self, token: Option<String>) {
         let mut query = vec![
             ("list-type", "2".to_owned()),
             ("encoding-type", "url".to_owned()),
@@ -114,15 +167,23 @@ impl Lister {
         if !self.prefix.as_str().is_empty() {
             query.push(("prefix", self.prefix.as_str().to_owned()));
         }
-        match (&self.token, &self.after) {
+        match (&token, &self.after) {
             (Some(token), _) => query.push(("continuation-token", token.clone())),
             (None, Some(after)) => query.push(("start-after", after.as_str().to_owned())),
             (None, None) => {}
         }
         let (client, prefix) = (self.client.clone(), self.prefix.clone());
         let ask = Ask { kind: Kind::List, key: None, query, headers: Vec::new() };
-        Ahead(tokio::spawn(async move {
+        let (told, next) = oneshot::channel();
+        let mut told = Some(told);
+        let page = tokio::spawn(async move {
             let read = |body: &[u8]| {
+                if let Some(token) = peek(body, client.dialect)
+                    && let Some(told) = told.take()
+                {
+                    // nobody waits for it where enough is asked for ahead
+                    let _ = told.send(token);
+                }
                 let page = parse(body, client.dialect).map_err(|error| match error {
                     PageError::Key(error) => Failure::Final(error),
                     PageError::Malformed(reason) => {
@@ -136,7 +197,9 @@ impl Lister {
                 }
             };
             client.whole(&ask, MAX_PAGE, read).await
-        }))
+        });
+        self.ahead.push_back(Ahead { token, page });
+        self.next = Some(next);
     }
 
     fn malformed(&self, reason: &str) -> StoreError {
@@ -156,11 +219,4 @@ fn digest(objects: &[Listed]) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     objects.iter().for_each(|object| object.key.as_str().hash(&mut hasher));
     (!objects.is_empty()).then(|| hasher.finish())
-}
-
-async fn wait(mut ahead: Ahead) -> Result<Page, StoreError> {
-    match (&mut ahead.0).await {
-        Ok(page) => page,
-        Err(error) => Err(StoreError::Other { source: Arc::new(error) }),
-    }
 }

@@ -1,6 +1,7 @@
 //! One page of a ListObjectsV2 answer: pure, bytes to [`Page`].
 
 use chrono::{DateTime, Utc};
+use memchr::memmem;
 use quick_xml::Reader;
 use quick_xml::events::Event;
 
@@ -75,22 +76,23 @@ enum Name {
 
 impl Name {
     fn of(name: &str) -> Self {
-        match name {
-            "ListBucketResult" => Self::ListBucketResult,
-            "EncodingType" => Self::EncodingType,
-            "IsTruncated" => Self::IsTruncated,
-            "KeyCount" => Self::KeyCount,
-            "NextContinuationToken" => Self::NextContinuationToken,
-            "Contents" => Self::Contents,
-            "Key" => Self::Key,
-            "Size" => Self::Size,
-            "ETag" => Self::ETag,
-            "LastModified" => Self::LastModified,
-            "Type" => Self::Type,
-            "StorageClass" => Self::StorageClass,
-            "RestoreInfo" => Self::RestoreInfo,
-            "RestoreStatus" => Self::RestoreStatus,
-            "RestoreExpiryDate" => Self::RestoreExpiryDate,
+        // as bytes, which are compared without a call for each name
+        match name.as_bytes() {
+            b"ListBucketResult" => Self::ListBucketResult,
+            b"EncodingType" => Self::EncodingType,
+            b"IsTruncated" => Self::IsTruncated,
+            b"KeyCount" => Self::KeyCount,
+            b"NextContinuationToken" => Self::NextContinuationToken,
+            b"Contents" => Self::Contents,
+            b"Key" => Self::Key,
+            b"Size" => Self::Size,
+            b"ETag" => Self::ETag,
+            b"LastModified" => Self::LastModified,
+            b"Type" => Self::Type,
+            b"StorageClass" => Self::StorageClass,
+            b"RestoreInfo" => Self::RestoreInfo,
+            b"RestoreStatus" => Self::RestoreStatus,
+            b"RestoreExpiryDate" => Self::RestoreExpiryDate,
             _ => Self::Other,
         }
     }
@@ -214,6 +216,23 @@ pub(super) fn parse(body: &[u8], dialect: Dialect) -> Result<Page, PageError> {
         }
     };
     Ok(Page { objects, next })
+}
+
+/// The token of the next page, read ahead of all else; the page itself may still say otherwise.
+pub(super) fn peek(body: &[u8], dialect: Dialect) -> Option<String> {
+    let between = |open: &str, close: &str| {
+        let from = memmem::find(body, open.as_bytes())? + open.len();
+        let text = &body[from..];
+        std::str::from_utf8(&text[..memmem::find(text, close.as_bytes())?]).ok()
+    };
+    let token = between("<NextContinuationToken>", "</NextContinuationToken>")?;
+    // anything but plain text is for the parser
+    if token.is_empty() || token.contains(['<', '&']) {
+        return None;
+    }
+    let encoded = between("<EncodingType>", "</EncodingType>") == Some("url");
+    let decode = encoded && dialect != Dialect::S3;
+    if decode { url_decode(token.to_owned()).ok() } else { Some(token.to_owned()) }
 }
 
 /// No object is larger: OSS's have at most 48.8 TB, S3's 50 TB. Sums of sizes that a source makes up
@@ -359,6 +378,7 @@ mod tests {
     fn reads_a_page_of_oss() {
         let page = parse(OSS.as_bytes(), Dialect::Oss).unwrap();
         assert_eq!(page.next.as_deref(), Some("CgJi+Yw--"));
+        assert_eq!(peek(OSS.as_bytes(), Dialect::Oss), page.next);
         let [first, second, third, fourth] = page.objects.as_slice() else { panic!("{page:?}") };
         assert_eq!(first.key.as_str(), "a/ b+\n你&");
         assert_eq!(first.etag.as_deref(), Some("\"35A27C2B9EAEEB6F48FD7FB5861D****\""));
@@ -373,6 +393,7 @@ mod tests {
     #[test]
     fn reads_a_page_of_s3() {
         let page = parse(S3.as_bytes(), Dialect::S3).unwrap();
+        assert_eq!(peek(S3.as_bytes(), Dialect::S3), page.next);
         assert_eq!(page.next.as_deref(), Some("1ueGcxLPRx1Tr/XYExHnhbYLgveDs2J%2B"));
         assert_eq!(page.objects[0].key.as_str(), "my image+.jpg");
         assert!(!page.objects[0].archived);

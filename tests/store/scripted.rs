@@ -9,7 +9,7 @@ use ossvp::store::{Class, Connection, StoreError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::support::{Setup, answer, bounded, chain, get, get_range, policy};
+use crate::support::{Setup, answer, bounded, chain, get, get_range, keys, policy};
 
 /// Answers each request by what `script` makes of its head and its number, then hangs up.
 async fn serve(script: impl Fn(&str, usize) -> String + Send + Sync + 'static) -> Setup {
@@ -184,4 +184,22 @@ async fn an_answer_from_elsewhere_names_its_region() {
     let source = serve(|_, _| redirect.to_owned()).await.open();
     let error = get(&source, "a").await.unwrap_err();
     assert!(error.to_string().contains("use endpoint s3.eu-west-1.amazonaws.com"), "{error}");
+}
+
+#[tokio::test]
+async fn a_token_that_only_looks_like_one_leads_nowhere() {
+    let setup = serve(|head, _| {
+        ok(&match () {
+            () if head.contains("continuation-token=true") => page(&["c", "d"], None),
+            // what a comment says is not what the page says
+            () if head.contains("continuation-token=false") => page(&["x"], None),
+            () => page(&["a", "b"], Some("true")).replacen(
+                '>',
+                "><!-- <NextContinuationToken>false</NextContinuationToken> -->",
+                1,
+            ),
+        })
+    });
+    let listed = keys(&setup.await.open()).await;
+    assert_eq!(listed, ["a", "b", "c", "d"]);
 }

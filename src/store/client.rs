@@ -246,11 +246,11 @@ impl Client {
     ///
     /// # Errors
     /// What `read` makes of the body, or the last failure.
-    pub(super) async fn whole<T>(
+    pub(super) async fn whole<T, R: Future<Output = Result<T, Failure>>>(
         &self,
         ask: &Ask,
         bound: usize,
-        mut read: impl FnMut(&[u8]) -> Result<T, Failure>,
+        mut read: impl FnMut(Bytes) -> R,
     ) -> Result<T, StoreError> {
         let mut budget = Budget::new();
         loop {
@@ -258,7 +258,7 @@ impl Client {
                 let body = self.hedged(ask).await?.into_body();
                 let stall = self.policy.stall_timeout;
                 let body = read_body(body, bound, stall, stall.saturating_mul(WHOLE)).await;
-                read(&body.map_err(|error| self.unread(ask, error))?)
+                read(body.map_err(|error| self.unread(ask, error))?).await
             };
             match attempt.await {
                 Ok(read) => return Ok(read),

@@ -7,10 +7,11 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::keys::{Key, Prefix};
 
@@ -149,9 +150,7 @@ impl Lister {
                 }
                 page = &mut first.page => {
                     self.ahead.pop_front();
-                    return page.unwrap_or_else(|error| {
-                        Err(StoreError::Other { source: Arc::new(error) })
-                    });
+                    return page.unwrap_or_else(|error| Err(unfinished(error)));
                 }
             }
         }
@@ -177,23 +176,18 @@ impl Lister {
         let (told, next) = oneshot::channel();
         let mut told = Some(told);
         let page = tokio::spawn(async move {
-            let read = |body: &[u8]| {
-                if let Some(token) = peek(body, client.dialect)
+            let read = |body: Bytes| {
+                if let Some(token) = peek(&body, client.dialect)
                     && let Some(told) = told.take()
                 {
                     // nobody waits for it where enough is asked for ahead
                     let _ = told.send(token);
                 }
-                let page = parse(body, client.dialect).map_err(|error| match error {
-                    PageError::Key(error) => Failure::Final(error),
-                    PageError::Malformed(reason) => {
-                        let subject = client.subject(None);
-                        Failure::passing(StoreError::Malformed { subject, reason })
-                    }
-                })?;
-                match stray(&page, &prefix) {
-                    Some(error) => Err(Failure::passing(error)),
-                    None => Ok(page),
+                let (client, prefix) = (client.clone(), prefix.clone());
+                // a millisecond's work, for which the requests beside it need not wait
+                let reading = tokio::task::spawn_blocking(move || page_of(&body, &client, &prefix));
+                async move {
+                    reading.await.unwrap_or_else(|error| Err(Failure::Final(unfinished(error))))
                 }
             };
             client.whole(&ask, MAX_PAGE, read).await
@@ -205,6 +199,25 @@ impl Lister {
     fn malformed(&self, reason: &str) -> StoreError {
         StoreError::Malformed { subject: self.client.subject(None), reason: reason.to_owned() }
     }
+}
+
+/// The page that `body` is.
+fn page_of(body: &[u8], client: &Client, prefix: &Prefix) -> Result<Page, Failure> {
+    let page = parse(body, client.dialect).map_err(|error| match error {
+        PageError::Key(error) => Failure::Final(error),
+        PageError::Malformed(reason) => {
+            let subject = client.subject(None);
+            Failure::passing(StoreError::Malformed { subject, reason })
+        }
+    })?;
+    match stray(&page, prefix) {
+        Some(error) => Err(Failure::passing(error)),
+        None => Ok(page),
+    }
+}
+
+fn unfinished(error: JoinError) -> StoreError {
+    StoreError::Other { source: Arc::new(error) }
 }
 
 /// Why a page is not of what was asked for.

@@ -34,6 +34,7 @@ mod queue;
 mod report;
 mod shards;
 mod sort;
+mod staging;
 mod sums;
 mod transfer;
 mod verify;
@@ -68,6 +69,7 @@ use progress::{Counters, Display};
 use queue::Queue;
 use report::Watch;
 use sort::SpillFile;
+use staging::Staging;
 use sums::Sums;
 use transfer::Transfers;
 use verify::Demands;
@@ -288,7 +290,7 @@ fn same_division(options: &Options, volume: &Volume) -> Result<(), Failure> {
         discard(volume, &mut history, ShardOf::WHOLE)?;
         own.remove(inspect::MARKER)?;
         own.remove(inspect::MANIFEST)?;
-        Volume::discard_all_staged(&own)?;
+        Staging::open(&own)?.clean(|_| false)?;
     }
     Ok(())
 }
@@ -307,7 +309,7 @@ fn remaining(options: &Options, volume: &Arc<Volume>) -> Result<History, Failure
         return Ok(history);
     }
     // a run that failed before its first commit (a bucket's name mistyped) leaves nothing to protect
-    let holds_nothing = history.is_empty() && volume.clean_staged(resumable)? == 0;
+    let holds_nothing = history.is_empty() && volume.staging().clean(resumable)? == 0;
     if !options.force && !holds_nothing {
         return Err(Failure::Foreign {
             partial: true,
@@ -318,7 +320,7 @@ fn remaining(options: &Options, volume: &Arc<Volume>) -> Result<History, Failure
     discard(volume, &mut history, options.shard)?;
     volume.own().remove(inspect::MANIFEST)?;
     volume.own().remove(UNORDERED)?;
-    volume.clean_staged(|_| false)?;
+    volume.staging().clean(|_| false)?;
     Ok(History::none())
 }
 
@@ -350,7 +352,7 @@ async fn fill(
             }
             same_division(&options, &volume)?;
             let history = remaining(&options, &volume)?;
-            let reserved = volume.clean_staged(resumable)?;
+            let reserved = volume.staging().clean(resumable)?;
             let capacity = Capacity::of(&volume, &history, reserved)?;
             let identity = &options.identity;
             let ledger = Ledger::open(&volume, &counters, identity, &history, folds_names)?;
@@ -512,7 +514,7 @@ async fn complete(
     let Done { ledger, volume, listing_digest, started, committed } = done;
     let (options, watch, counters) = (Arc::clone(options), Arc::clone(watch), Arc::clone(counters));
     let conclude = move |volume: &Volume| {
-        volume.clean_staged(|_| false)?;
+        volume.staging().clean(|_| false)?;
         let settled = ledger.settle(options.sha256)?;
         let syncing = Instant::now();
         let manifest_sha256 = ledger.conclude(settled)?;

@@ -94,7 +94,7 @@ impl Large {
         fields(&mut header, &[&entry.modified_ms.to_string()]);
 
         let flags = OFlags::CREATE | OFlags::RDWR;
-        let notes = File::from(volume.stage(&format!("{name}{PARTS}"), false, flags)?);
+        let notes = File::from(volume.staging().stage(&format!("{name}{PARTS}"), false, flags)?);
         let read = read_notes(&notes, &header, parts);
         let (noted, notes_end) = match read {
             Some(read) => read,
@@ -261,7 +261,7 @@ impl Large {
 
     /// Removes the notes: the parts are committed, or are not to be trusted.
     pub(crate) fn forget_parts(&self) -> Result<(), Failure> {
-        Ok(self.volume.discard_staged(&format!("{}{PARTS}", self.name))?)
+        Ok(self.volume.staging().discard(&format!("{}{PARTS}", self.name))?)
     }
 }
 

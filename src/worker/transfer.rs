@@ -19,6 +19,7 @@ use super::manifest::FileRecord;
 use super::options::Options;
 use super::plan::Action;
 use super::progress::Counters;
+use super::staging;
 use super::verify::{Demands, Digester, Digests, Expected, Judged, Mismatch, Wanted};
 use super::volume::Volume;
 use super::write::{Calls, Staged, Writer, blocking};
@@ -297,7 +298,7 @@ impl Transfers {
         } else {
             same_size(&entry, size)?;
         }
-        let name = format!("w{}", self.names.fetch_add(1, Relaxed));
+        let name = staging::name(self.names.fetch_add(1, Relaxed), self.naming.are_slow());
         let wanted = Wanted::for_check(self.demands.expected(&stated), self.demands.sha256);
         let mut body = match usize::try_from(size) {
             Ok(size) if size <= SMALL => Body::Held(Held { size, ..Held::default() }),
@@ -328,7 +329,7 @@ impl Transfers {
                 self.counters.done_bytes.fetch_sub(digests.length, Relaxed);
                 if let Body::Written(_) = body {
                     let volume = Arc::clone(&self.volume);
-                    self.naming.run(move || Ok(volume.discard_staged(&name)?)).await?;
+                    self.naming.run(move || Ok(volume.staging().discard(&name)?)).await?;
                 }
                 Ok(Attempt::Mismatch(entry, mismatch))
             }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{
     self, AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat,
@@ -16,16 +16,15 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::at::{
-    DIRECTORY, DIRECTORY_MODE, FILE_MODE, Names, Room, VolumeError, close, drop_cached, errno,
-    failed, is_refusal, naming, new_file, open_file, open_or_make_directory, remove_file, room,
-    share, uninterrupted, write_failed,
+    DIRECTORY, DIRECTORY_MODE, Names, Room, VolumeError, close, drop_cached, errno, failed,
+    is_refusal, naming, open_file, open_or_make_directory, room, share, uninterrupted,
+    write_failed,
 };
 use super::own::Own;
+use super::staging::{Place, Staging};
 use crate::handoff::ShardOf;
 use crate::keys::{OWN_DIRECTORY, VolumePath};
 
-/// The name of the directory for staged files, in [`OWN_DIRECTORY`].
-const STAGED: &str = "staged";
 /// The file whose lock says that a worker is there; a crash releases it.
 const LOCK: &str = "lock";
 
@@ -52,12 +51,15 @@ pub(crate) struct Volume {
     own: Arc<Own>,
     /// What only a volume that is being filled has.
     filling: Option<Filling>,
-    directories: Mutex<HashMap<String, Arc<OwnedFd>>>,
+    directories: Mutex<HashMap<String, Slot>>,
 }
+
+/// A directory that is opened once for all who want it; held while it is opened.
+type Slot = Arc<Mutex<Option<Arc<OwnedFd>>>>;
 
 #[derive(Debug)]
 struct Filling {
-    staged: OwnedFd,
+    staging: Staging,
     _locks: Vec<File>,
 }
 
@@ -94,12 +96,12 @@ impl Volume {
             let lock = held(own.try_lock(LOCK, FlockOperation::NonBlockingLockExclusive)?)?;
             (own, vec![volume, lock])
         };
-        let staged = open_or_make_directory(own.fd(), STAGED, ".ossvp/staged")?;
+        let staging = Staging::open(&own)?;
         Ok(Self {
             root,
             base: Arc::new(base),
             own: Arc::new(own),
-            filling: Some(Filling { staged, _locks: locks }),
+            filling: Some(Filling { staging, _locks: locks }),
             directories: Mutex::default(),
         })
     }
@@ -134,10 +136,9 @@ impl Volume {
         &self.base
     }
 
-    /// The descriptor of `.ossvp/staged`.
-    fn staged(&self) -> BorrowedFd<'_> {
-        let filling = self.filling.as_ref();
-        filling.expect("only a volume that is being filled is written to").staged.as_fd()
+    /// Its staged files.
+    pub(crate) fn staging(&self) -> &Staging {
+        &self.filling.as_ref().expect("only a volume that is being filled is written to").staging
     }
 
     /// The directory `path`, made with its parents where missing; `None` is the root.
@@ -146,8 +147,16 @@ impl Volume {
             let root = self.root.try_clone().map_err(|error| errno(&error));
             return Ok(Arc::new(root.map_err(failed("open", "the volume root"))?));
         };
-        if let Some(directory) = self.cached(path) {
-            return Ok(directory);
+        let slot = {
+            let mut cache = lock(&self.directories);
+            if cache.len() >= CACHED_DIRECTORIES && !cache.contains_key(path) {
+                cache.clear();
+            }
+            Arc::clone(cache.entry(path.to_owned()).or_default())
+        };
+        let mut kept = lock(&slot);
+        if let Some(directory) = &*kept {
+            return Ok(Arc::clone(directory));
         }
         let (parent, name) = match path.rsplit_once('/') {
             Some((parent, name)) => (Some(self.directory(Some(parent))?), name),
@@ -161,11 +170,7 @@ impl Volume {
             let wanted = "a directory for objects";
             return Err(VolumeError::InTheWay { path: path.to_owned(), found, wanted });
         }
-        let mut cache = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.len() >= CACHED_DIRECTORIES {
-            cache.clear();
-        }
-        cache.insert(path.to_owned(), Arc::clone(&directory));
+        *kept = Some(Arc::clone(&directory));
         Ok(directory)
     }
 
@@ -176,12 +181,14 @@ impl Volume {
     }
 
     fn cached(&self, path: &str) -> Option<Arc<OwnedFd>> {
-        self.directories.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+        let slot = lock(&self.directories).get(path).cloned()?;
+        let kept = lock(&slot);
+        kept.clone()
     }
 
     /// Forgets open directories, after some were removed.
     fn forget_directories(&self) {
-        self.directories.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.directories).clear();
     }
 
     /// Runs `call` with the descriptor of the directory that holds `path`, made where missing, and
@@ -343,30 +350,6 @@ impl Volume {
         Ok(())
     }
 
-    /// Opens the staged file `name`; `fresh` refuses one that exists. What is no file of one name
-    /// is replaced: it may have been linked to its own name before a crash, or planted.
-    pub(crate) fn stage(
-        &self,
-        name: &str,
-        fresh: bool,
-        more: OFlags,
-    ) -> Result<OwnedFd, VolumeError> {
-        let staged = self.staged();
-        let path = || format!(".ossvp/staged/{name}");
-        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | more;
-        if fresh {
-            let flags = flags | OFlags::EXCL;
-            return uninterrupted(|| fs::openat(staged, name, flags, FILE_MODE))
-                .map_err(|errno| failed("make", path())(errno));
-        }
-        match open_file(staged, name, &path(), flags, Names::One) {
-            Err(VolumeError::InTheWay { .. }) => {
-                new_file(staged, name, &path(), OFlags::RDWR | more)
-            }
-            other => other,
-        }
-    }
-
     /// Reserves `size` bytes for a staged file, where the file system can.
     pub(crate) fn reserve(
         &self,
@@ -408,17 +391,21 @@ impl Volume {
         uninterrupted(|| fs::futimens(&file, &times))
             .map_err(failed("set the time of", path.as_str()))?;
         close(file).map_err(|errno| self.writing(path.as_str(), 0, errno))?;
+        let staged = self.staging().place(name)?;
         self.beside(path, |at, own_name| {
-            let moved =
-                fs::renameat_with(self.staged(), name, at, own_name, RenameFlags::NOREPLACE);
-            let moved = match moved {
-                // NFS and some FUSE file systems know no flags
-                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                    self.publish_without_flags(name, at, own_name)
-                }
-                other => other,
+            let rename =
+                || fs::renameat_with(staged.at, staged.name, at, own_name, RenameFlags::NOREPLACE);
+            let named = match staged.in_a_room {
+                true => link(staged, at, own_name),
+                false => match rename() {
+                    // NFS and some FUSE file systems know no flags
+                    Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                        link(staged, at, own_name)
+                    }
+                    other => other,
+                },
             };
-            match moved {
+            match named {
                 Ok(()) => Ok(Published::New),
                 Err(Errno::EXIST) => Ok(Published::Exists),
                 Err(errno) => Err(errno),
@@ -426,30 +413,12 @@ impl Volume {
         })
     }
 
-    /// A link does not replace what is there, as a rename does. A file system that has no links
-    /// either is asked what is there, and trusted that no one puts something there meanwhile.
-    fn publish_without_flags(
-        &self,
-        name: &str,
-        at: BorrowedFd<'_>,
-        own_name: &str,
-    ) -> Result<(), Errno> {
-        match fs::linkat(self.staged(), name, at, own_name, AtFlags::empty()) {
-            Ok(()) => uninterrupted(|| fs::unlinkat(self.staged(), name, AtFlags::empty())),
-            Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP | Errno::MLINK) => {
-                match fs::statat(at, own_name, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(_) => Err(Errno::EXIST),
-                    Err(Errno::NOENT) => fs::renameat(self.staged(), name, at, own_name),
-                    Err(errno) => Err(errno),
-                }
-            }
-            Err(errno) => Err(errno),
-        }
-    }
-
     /// Gives the staged file `name` its own name, in place of a file that has it.
     pub(crate) fn replace(&self, name: &str, path: &VolumePath) -> Result<(), VolumeError> {
-        match self.beside(path, |at, own_name| fs::renameat(self.staged(), name, at, own_name)) {
+        let staged = self.staging().place(name)?;
+        let rename =
+            |at: BorrowedFd<'_>, own_name: &str| fs::renameat(staged.at, staged.name, at, own_name);
+        match self.beside(path, rename) {
             Err(VolumeError::Call {
                 source: Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST,
                 ..
@@ -459,46 +428,6 @@ impl Volume {
             }
             other => other,
         }
-    }
-
-    /// Removes the staged file `name`, if it exists.
-    pub(crate) fn discard_staged(&self, name: &str) -> Result<(), VolumeError> {
-        remove_file(self.staged(), name, &format!(".ossvp/staged/{name}")).map(drop)
-    }
-
-    /// Removes the staged files of another shard, which no one will go on with.
-    pub(crate) fn discard_all_staged(shard: &Own) -> Result<(), VolumeError> {
-        let path = shard.shown(STAGED);
-        let staged = open_or_make_directory(shard.fd(), STAGED, &path)?;
-        let wrong = || failed("read", &path);
-        for entry in fs::Dir::read_from(&staged).map_err(wrong())? {
-            let entry = entry.map_err(wrong())?;
-            match entry.file_name().to_str() {
-                Ok("." | "..") | Err(_) => {}
-                Ok(name) => drop(remove_file(&staged, name, &format!("{path}/{name}"))?),
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes every staged file that `keep` does not want, and says how many bytes are reserved
-    /// by the others.
-    pub(crate) fn clean_staged(&self, keep: impl Fn(&str) -> bool) -> Result<u64, VolumeError> {
-        let wrong = || failed("read", ".ossvp/staged");
-        let mut reserved = 0;
-        for entry in fs::Dir::read_from(self.staged()).map_err(wrong())? {
-            let entry = entry.map_err(wrong())?;
-            match entry.file_name().to_str() {
-                Ok("." | "..") | Err(_) => {}
-                Ok(name) if keep(name) => {
-                    let stat = fs::statat(self.staged(), name, AtFlags::SYMLINK_NOFOLLOW);
-                    // st_blocks counts 512 bytes each (stat(2))
-                    reserved += stat.map_or(0, |stat| stat.st_blocks as u64 * 512);
-                }
-                Ok(name) => self.discard_staged(name)?,
-            }
-        }
-        Ok(reserved)
     }
 
     /// The room on the volume's file system.
@@ -541,5 +470,26 @@ impl Volume {
             return Ok(folds);
         }
         Ok(false)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Links a staged file to its own name in `at`: a link does not replace what is there, as a rename does.
+/// A file system that has no links is asked what is there, and trusted that no one puts something there
+/// meanwhile.
+fn link(staged: Place<'_>, at: BorrowedFd<'_>, own_name: &str) -> Result<(), Errno> {
+    match fs::linkat(staged.at, staged.name, at, own_name, AtFlags::empty()) {
+        Ok(()) => uninterrupted(|| fs::unlinkat(staged.at, staged.name, AtFlags::empty())),
+        Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP | Errno::MLINK) => {
+            match fs::statat(at, own_name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => Err(Errno::EXIST),
+                Err(Errno::NOENT) => fs::renameat(staged.at, staged.name, at, own_name),
+                Err(errno) => Err(errno),
+            }
+        }
+        Err(errno) => Err(errno),
     }
 }

@@ -58,10 +58,12 @@ impl Calls {
         self: &Arc<Self>,
         call: impl FnOnce() -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        if self.last_ns.load(Relaxed) <= SLOW.as_nanos() as u64 {
-            return self.timed(call);
-        }
-        self.aside(call).await
+        if self.are_slow() { self.aside(call).await } else { self.timed(call) }
+    }
+
+    /// Whether the file system takes its time over them.
+    pub(crate) fn are_slow(&self) -> bool {
+        self.last_ns.load(Relaxed) > SLOW.as_nanos() as u64
     }
 
     /// Runs `call` where it may block.
@@ -200,10 +202,10 @@ impl Staged {
             Direct::Auto => takes_direct(volume),
         };
         let direct_flag = if wanted { OFlags::DIRECT } else { OFlags::empty() };
-        let (fd, direct) = match volume.stage(name, fresh, direct_flag) {
+        let (fd, direct) = match volume.staging().stage(name, fresh, direct_flag) {
             Ok(fd) => (fd, wanted),
             // a file system that knows no O_DIRECT refuses the flag
-            Err(_) if wanted => (volume.stage(name, false, OFlags::empty())?, false),
+            Err(_) if wanted => (volume.staging().stage(name, false, OFlags::empty())?, false),
             Err(error) => return Err(error.into()),
         };
         if size >= RESERVED && file_system(volume) != Some(TMPFS) {
@@ -252,7 +254,7 @@ impl Staged {
 
     /// A second descriptor that reads through the page cache.
     pub(crate) fn reader(&self, name: &str) -> Result<std::fs::File, Failure> {
-        Ok(self.volume.stage(name, false, OFlags::empty())?.into())
+        Ok(self.volume.staging().stage(name, false, OFlags::empty())?.into())
     }
 
     /// Cuts off what padding or an older version left behind the end; gives up the descriptor.

@@ -1,7 +1,8 @@
 //! What is planned and not yet begun: the planner puts in, the lanes take out.
 //!
 //! Actions are begun in their order and one after the other, because a removal may make room for the
-//! file that follows. Of a large object each part is work of its own.
+//! file that follows; only where the file system is slow and nothing but fetches is waiting are they
+//! taken from many directories at once. Of a large object each part is work of its own.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -16,8 +17,12 @@ use super::pace::Pace;
 use super::plan::Action;
 use super::transfer::{Step, Transfers, Unit};
 
-/// How far the plan may run ahead of the requests: two of the highest levels of concurrency.
-const AHEAD: usize = 1024;
+/// How far the plan may run ahead of the requests: enough that there are several directories in it,
+/// little enough to be a few MB.
+const AHEAD: usize = 4096;
+/// A step that visits all of a queue of any length in use evenly: the golden section of [`AHEAD`], and a
+/// prime.
+const STEP: usize = 2531;
 /// How many large objects may be open at once while small ones are waiting.
 const OPEN_LARGE: usize = 4;
 
@@ -36,6 +41,10 @@ pub(crate) struct Queue {
 #[derive(Debug, Default)]
 struct State {
     planned: VecDeque<Action>,
+    /// Of these, the ones that are no fetch.
+    others: usize,
+    /// Actions that were taken.
+    taken: usize,
     /// How the plan ended, once it has.
     ended: Option<Result<(), Failure>>,
     /// Large objects of which there are parts that nobody has taken.
@@ -88,8 +97,16 @@ impl State {
     ///
     /// # Errors
     /// The plan's failure, once: for the others there is nothing more to do.
-    fn action(&mut self) -> Result<Option<Action>, Failure> {
-        if let Some(action) = self.planned.pop_front() {
+    fn action(&mut self, slow: bool) -> Result<Option<Action>, Failure> {
+        // names in one directory are made one by one, and keys come directory by directory: far steps
+        // through what is planned lead through as many as there are
+        let at = match self.planned.len() {
+            length @ 1.. if slow && self.others == 0 => self.taken.wrapping_mul(STEP) % length,
+            _ => 0,
+        };
+        if let Some(action) = self.planned.swap_remove_front(at) {
+            self.others -= usize::from(!is_fetch(&action));
+            self.taken = self.taken.wrapping_add(1);
             self.units += 1;
             return Ok(Some(action));
         }
@@ -107,6 +124,11 @@ impl State {
             && self.larges.is_empty()
             && self.units == 0
     }
+}
+
+/// Whether it matters to no other action when this one is begun.
+fn is_fetch(action: &Action) -> bool {
+    matches!(action, Action::Fetch { replaces: false, .. })
 }
 
 /// A unit that was taken; dropped, it is done.
@@ -141,6 +163,7 @@ impl Queue {
             {
                 let mut state = self.state();
                 if state.planned.len() < AHEAD {
+                    state.others += usize::from(!is_fetch(&action));
                     state.planned.push_back(action);
                     break;
                 }
@@ -189,7 +212,7 @@ impl Queue {
                 if state.is_done() {
                     return Ok(None);
                 }
-                let action = state.action()?;
+                let action = state.action(transfers.names_are_slow())?;
                 if state.planned.len() == AHEAD / 2 {
                     self.room.notify_waiters();
                 }

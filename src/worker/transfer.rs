@@ -165,6 +165,11 @@ impl Transfers {
         self.writing.settled().await;
     }
 
+    /// Whether the file system takes its time over names.
+    pub(crate) fn names_are_slow(&self) -> bool {
+        self.naming.are_slow()
+    }
+
     /// Does what needs no request at once, and makes a unit of what does.
     pub(crate) async fn begin(&self, action: Action) -> Result<Step, Failure> {
         let ledger = Arc::clone(&self.ledger);

@@ -45,10 +45,10 @@ const ACTIONS: usize = 40;
 
 fn a_move() -> impl Strategy<Value = Move> {
     use Move::{
-        BindStatic, Collect, Cpfs, DeleteClaim, DeleteJob, DeletePod, DeletePrime, DeleteSource,
-        DeleteVolume, DropFinalizer, EndPod, GiveUpNode, LoseVolume, MakeClass, NameVolume,
-        Protect, Provision, Refuse, RotateSecret, SelectNode, SyncClaim, SyncJob, SyncPrime,
-        SyncVolumes, TakeVolume, WriteSource,
+        BindStatic, ChangeObjects, Collect, Cpfs, DeleteClaim, DeleteJob, DeletePod, DeletePrime,
+        DeleteSource, DeleteVolume, DropFinalizer, EndPod, GiveUpNode, Later, LoseVolume,
+        MakeClass, NameVolume, Protect, Provision, Refuse, RotateSecret, SelectNode, SyncClaim,
+        SyncJob, SyncPrime, SyncVolumes, TakeVolume, WriteSource,
     };
     prop_oneof![
         30 => proptest::sample::select(vec![Provision, SyncPrime, SyncPrime, SyncPrime, SyncClaim,
@@ -59,6 +59,7 @@ fn a_move() -> impl Strategy<Value = Move> {
         3 => (0u8..3).prop_map(WriteSource),
         1 => Just(DeleteSource),
         2 => Just(RotateSecret),
+        3 => proptest::sample::select(vec![ChangeObjects, ChangeObjects, Later]),
         1 => any::<bool>().prop_map(Refuse),
         2 => Just(DeletePod),
         2 => any::<bool>().prop_map(DeleteJob),
@@ -91,9 +92,10 @@ prop_compose! {
         spec in proptest::option::weighted(0.9, 0u8..3), bad_node: bool,
         provisioner_broken in prop::bool::weighted(0.05),
         code in proptest::sample::select(vec![0, 0, 0, 0, 1, 3, 7]),
-        cpfs in proptest::option::of(any::<bool>()),
+        cpfs in proptest::option::weighted(0.4, any::<bool>()),
+        shared in proptest::option::weighted(0.5, prop::bool::weighted(0.95)),
         steps in proptest::collection::vec(a_step(), 0..80)) -> Case {
-        Case { world: World::new(waits, class, consumer, spec, bad_node, provisioner_broken, (code, cpfs.map(|lazy| Cpfs::new(lazy, code)))), steps }
+        Case { world: World::new(waits, class, consumer, spec, bad_node, provisioner_broken, (code, cpfs.map(|lazy| Cpfs::new(lazy, code))), shared), steps }
     }
 }
 

@@ -99,6 +99,38 @@ prop_compose! {
     }
 }
 
+/// What matters where several workers fill a volume: whose end is seen when, and what each has listed.
+fn a_move_of_several() -> impl Strategy<Value = Move> {
+    use Move::{ChangeObjects, DeleteJob, DeletePod, EndPod, Later, SyncJob, WriteSource};
+    prop_oneof![
+        8 => Just(EndPod(0)),
+        6 => Just(SyncJob),
+        4 => Just(ChangeObjects),
+        4 => Just(DeletePod),
+        1 => proptest::sample::select(vec![Later, EndPod(1), EndPod(5), EndPod(143),
+            DeleteJob(true), DeleteJob(false), WriteSource(0), WriteSource(2)]),
+    ]
+}
+
+prop_compose! {
+    fn a_case_of_several()(spec in proptest::sample::select(vec![0u8, 2]),
+        code in proptest::sample::select(vec![0, 0, 0, 1, 3]),
+        steps in proptest::collection::vec(prop_oneof![
+            8 => a_move_of_several().prop_map(Step::World),
+            2 => Just(Step::Round),
+            1 => (
+                [0..OLDEST, 0..OLDEST, 0..OLDEST, 0..OLDEST],
+                proptest::array::uniform5(proptest::option::weighted(0.3, a_move_of_several())),
+            )
+                .prop_map(|(ages, between)| Step::Pass { ages, between }),
+        ], 0..60)) -> Case {
+        let world = World::new(false, true, true, Some(spec), false, false, (code, None), Some(true));
+        // to where the Job is
+        let steps = std::iter::repeat_n(Step::Round, 6).chain(steps).collect();
+        Case { world, steps }
+    }
+}
+
 /// One pass: from the caches, and if that asks for an action, again from what there is by now.
 fn pass(
     world: &mut World,
@@ -196,6 +228,13 @@ fn cases() -> ProptestConfig {
 
 proptest! {
     #![proptest_config(cases())]
+    #[test]
+    fn a_volume_of_several_workers_is_handed_over_when_it_is_whole(case in a_case_of_several()) {
+        if let Err(Broken(what)) = run(case) {
+            return Err(TestCaseError::fail(what));
+        }
+    }
+
     #[test]
     fn a_claim_gets_a_filled_volume_or_none_and_nothing_is_left_behind(case in a_case()) {
         if let Err(Broken(what)) = run(case) {

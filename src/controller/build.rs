@@ -44,8 +44,8 @@ pub(super) const TOKEN_SECONDS: i64 = 3600;
 
 /// User and group of a worker that no one gave any: the one that images call `nonroot`.
 const NOBODY: i64 = 65532;
-/// Worker Pods of each share that may fail before the population does. With the Job controller's backoff of 10 s,
-/// doubling, up to 6 minutes, that is some 16 minutes of trying.
+/// Worker Pods of each share that may fail before the population does. With the Job controller's
+/// backoff of 10 s, doubling, up to 6 minutes, that is some 16 minutes of trying.
 const BACKOFF_LIMIT: i32 = 6;
 
 /// How many workers fill a volume by `spec`.
@@ -242,8 +242,8 @@ pub(crate) fn job(
             completion_mode: Some("Indexed".to_owned()),
             completions: Some(workers),
             parallelism: Some(workers),
-            // a cluster that counts by index drops neither, and comes to its limit first; another
-            // one drops both, and has the Job's
+            // a cluster that does not count by index drops these two, and keeps to the Job's limit,
+            // which another one never comes to: before that, an index has come to its own
             backoff_limit_per_index: Some(backoff_limit),
             max_failed_indexes: Some(0),
             backoff_limit: Some(backoff_limit * workers),
@@ -275,15 +275,13 @@ pub(crate) fn job(
 
 /// What the Job controller makes of exit codes. The first rule that matches counts.
 fn failure_policy(shared: bool) -> PodFailurePolicy {
-    let those = |codes: &mut dyn Iterator<Item = ExitCode>| {
+    let codes = |wanted: fn(ExitCode) -> bool| {
+        let all = ExitCode::ALL.into_iter().filter(|code| wanted(*code));
         Some(PodFailurePolicyOnExitCodesRequirement {
             container_name: Some(names::CONTAINER.to_owned()),
             operator: "In".to_owned(),
-            values: codes.map(|code| i32::from(code.number())).collect(),
+            values: all.map(|code| i32::from(code.number())).collect(),
         })
-    };
-    let codes = |verdict: Verdict| {
-        those(&mut ExitCode::ALL.into_iter().filter(|code| code.verdict() == verdict))
     };
     let rule = |action: &str, on_exit_codes, on_pod_conditions| PodFailurePolicyRule {
         action: action.to_owned(),
@@ -297,13 +295,12 @@ fn failure_policy(shared: bool) -> PodFailurePolicy {
     let mut rules = vec![
         // an evicted Pod, or one whose node went away, says nothing about the volume
         rule("Ignore", None, Some(vec![disrupted])),
-        rule("FailJob", codes(Verdict::Stop), None),
-        rule("Ignore", codes(Verdict::RetryAtOnce), None),
+        rule("FailJob", codes(|code| code.verdict() == Verdict::Stop), None),
+        rule("Ignore", codes(|code| code.verdict() == Verdict::RetryAtOnce), None),
     ];
     if shared {
         // a new listing is of use only to all of them, also when this Pod is evicted
-        let changed = those(&mut std::iter::once(ExitCode::Changed));
-        rules.insert(0, rule("FailJob", changed, None));
+        rules.insert(0, rule("FailJob", codes(|code| code == ExitCode::Changed), None));
     }
     PodFailurePolicy { rules }
 }

@@ -329,7 +329,8 @@ pub struct Population {
     /// Bytes a second, lately or of the whole run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<u64>,
-    /// The newest worker Pod, in the populator namespace.
+    /// The newest worker Pod, in the populator namespace; of several, one that does not run yet, else
+    /// one that does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_name: Option<String>,
     /// How many worker Pods have failed.

@@ -371,11 +371,6 @@ impl Worker {
         let latest: BTreeMap<u32, WorkerPod> =
             pods.iter().map(|pod| (index(pod), WorkerPod::of(pod))).collect();
         let ended: Vec<Ended> = pods.iter().filter_map(|pod| Ended::of(pod)).collect();
-        let attention = |pod: &WorkerPod| match (pod.running, pod.ended) {
-            (_, true) => 0,
-            (true, false) => 1,
-            (false, false) => 2,
-        };
         let weight = |ended: &Ended| match shards {
             // the newest counts
             None => 0,
@@ -393,7 +388,7 @@ impl Worker {
             access: job.annotations().get(names::ACCESS).cloned().unwrap_or_default(),
             unfinished: pods.iter().filter(|pod| !has_ended(pod)).count(),
             failed_pods: status.failed.unwrap_or_default(),
-            pod: latest.into_values().max_by_key(attention),
+            pod: latest.into_values().max_by_key(|pod| (!pod.ended, !pod.running)),
             ended: ended.into_iter().max_by_key(weight),
             progress: None,
         }

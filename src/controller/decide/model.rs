@@ -95,7 +95,7 @@ prop_compose! {
         cpfs in proptest::option::weighted(0.4, any::<bool>()),
         shared in proptest::option::weighted(0.5, prop::bool::weighted(0.95)),
         steps in proptest::collection::vec(a_step(), 0..80)) -> Case {
-        Case { world: World::new(waits, class, consumer, spec, bad_node, provisioner_broken, (code, cpfs.map(|lazy| Cpfs::new(lazy, code))), shared), steps }
+        Case { world: World::new(waits, class, consumer, spec, bad_node, provisioner_broken, (code, cpfs.map(|lazy| Cpfs::new(lazy, code)))).shared(shared), steps }
     }
 }
 
@@ -124,7 +124,7 @@ prop_compose! {
             )
                 .prop_map(|(ages, between)| Step::Pass { ages, between }),
         ], 0..60)) -> Case {
-        let world = World::new(false, true, true, Some(spec), false, false, (code, None), Some(true));
+        let world = World::new(false, true, true, Some(spec), false, false, (code, None)).shared(Some(true));
         // to where the Job is
         let steps = std::iter::repeat_n(Step::Round, 6).chain(steps).collect();
         Case { world, steps }

@@ -17,7 +17,8 @@ use crate::handoff::{ExitCode, Progress, Verdict};
 pub(crate) struct Shards {
     /// Into how many shares.
     pub(crate) count: u32,
-    /// How often all may have to look again before the population fails: as often as a Pod of one.
+    /// How often all may have to look again before the population fails: as often as the Pods of one
+    /// share may fail.
     pub(crate) rounds: u32,
 }
 

@@ -147,17 +147,11 @@ impl World {
         bad_node: bool,
         provisioner_broken: bool,
         (code, cpfs): (i32, Option<Cpfs>),
-        shared: Option<bool>,
     ) -> Self {
-        let target = Target {
-            uid: "claim".to_owned(),
-            shared: shared.unwrap_or_default(),
-            ..Target::default()
-        };
         let mut world = Self {
             clock: 0,
             last: 1,
-            target: Some((1, target)),
+            target: Some((1, Target { uid: "claim".to_owned(), ..Target::default() })),
             named: false,
             spec,
             secret: 1,
@@ -176,7 +170,7 @@ impl World {
             stray: None,
             job_spec: String::new(),
             crew: Crew::default(),
-            shared: shared.filter(|_| cpfs.is_none()),
+            shared: None,
             objects: 0,
             shares: BTreeMap::new(),
             cpfs,
@@ -186,6 +180,14 @@ impl World {
             world.happen(Move::MakeClass);
         }
         world
+    }
+
+    /// With resources that ask for several workers, if CPFS fills no volumes; `many`: the claim is for
+    /// many nodes.
+    pub(super) fn shared(mut self, many: Option<bool>) -> Self {
+        self.shared = many.filter(|_| self.cpfs.is_none());
+        self.change_target(|target| target.shared = many.unwrap_or_default());
+        self
     }
 
     pub(super) fn now(&self) -> Timestamp {

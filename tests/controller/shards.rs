@@ -9,8 +9,9 @@ use ossvp::controller::crd::Phase;
 use serde_json::{Value, json};
 
 use crate::case::Case;
+use crate::restart::killed_after_each_change;
 use crate::support::BUCKET;
-use crate::world::{POPULATORS, shared, until};
+use crate::world::{POPULATORS, alone, shared, until};
 
 /// For many nodes. The kubelet gives a volume to the Pods' group only if it is for one node, too.
 fn many() -> Value {
@@ -127,6 +128,26 @@ fn workers_that_saw_different_objects_look_again_all_of_them() {
         assert_eq!(case.server.gets(BUCKET, "data/dir-0/file-2"), 1);
         let told = ["PopulatorFinished", "6 objects"];
         case.event("data", Some("models"), &told).await;
+    });
+}
+
+#[test]
+fn a_controller_killed_after_any_change_has_several_workers_fill_a_volume_once() {
+    alone(&["--allow-endpoint=127.0.0.1"], |world| async move {
+        let world = &world;
+        killed_after_each_change(world, |n| async move {
+            let case = Case::new(world, &format!("several-{n}")).await;
+            case.source("models", case.spec(json!({"parallelism": 2}))).await;
+            case.claim("data", "models", "immediate", many()).await;
+            case.filled("data").await;
+            let told = ["PopulatorCreated", "PopulatorFinished"].map(str::to_owned);
+            assert_eq!(case.reasons("data").await, told.into(), "killed after {n}");
+            for path in case.files.keys() {
+                assert_eq!(case.server.gets(BUCKET, &format!("data/{path}")), 1, "{path}, {n}");
+            }
+        })
+        .await;
+        world.promise_holds();
     });
 }
 

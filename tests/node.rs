@@ -174,11 +174,15 @@ impl Case<'_> {
 
     /// Makes the claim `data`; its UID.
     fn claim(&self, class: &str, size: &str) -> String {
+        self.claim_of(claim_spec(class, size))
+    }
+
+    fn claim_of(&self, spec: Value) -> String {
         let claim = json!({
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
             "metadata": {"name": "data"},
-            "spec": claim_spec(class, size),
+            "spec": spec,
         });
         let path = self.path("persistentvolumeclaims");
         let claim = self.world.api().create(&path, &claim).unwrap();
@@ -251,6 +255,26 @@ impl Case<'_> {
         };
         let list = self.world.wait(&path, "a running worker", |list| running(list).is_some());
         running(&list).unwrap()["metadata"]["name"].as_str().unwrap().to_owned()
+    }
+
+    /// The one worker Pod that runs, once `done` others have ended well; its name, and which share it
+    /// fills.
+    fn last_of(&self, uid: &str, done: usize, other: &str) -> (String, String) {
+        let path = format!(
+            "/api/v1/namespaces/{POPULATORS}/pods?labelSelector=storage.alibabacloud.com/pvc-uid={uid}"
+        );
+        let last = |list: &Value| {
+            let pods = list["items"].as_array().unwrap();
+            let in_phase =
+                |phase: &'static str| pods.iter().filter(move |it| it["status"]["phase"] == phase);
+            let running = in_phase("Running").find(|it| it["metadata"]["name"] != other)?;
+            let metadata = &running["metadata"];
+            let index = &metadata["annotations"]["batch.kubernetes.io/job-completion-index"];
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            (in_phase("Succeeded").count() == done).then(|| (text(&metadata["name"]), text(index)))
+        };
+        let what = "all workers but one are done";
+        last(&self.world.wait(&path, what, |list| last(list).is_some())).unwrap()
     }
 
     /// Waits for an event of the claim.
@@ -341,6 +365,63 @@ fn a_worker_that_is_killed_is_replaced_and_a_claim_deleted_meanwhile_leaves_noth
     world.api().wait_gone(&second.path("persistentvolumeclaims/data")).unwrap();
     second.cleaned(&uid);
     world.server.clear_faults();
+}
+
+/// Kills the process of the worker that fills `share` from `source`, as the kernel's out-of-memory
+/// killer does.
+fn kill_worker(source: &str, share: &str) {
+    let is_worker = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let mut words = line.split('\0');
+        words.clone().any(|word| word == format!("--shard={share}"))
+            && words.any(|word| word == source)
+    };
+    let names = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
+    let pids = names.filter_map(|name| name.to_str()?.parse::<i32>().ok());
+    let workers: Vec<i32> = pids.filter(is_worker).collect();
+    let [worker] = workers[..] else { panic!("not one process, but {workers:?}") };
+    let worker = rustix::process::Pid::from_raw(worker).unwrap();
+    rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+}
+
+#[test]
+fn several_workers_fill_one_shared_directory_and_one_that_is_killed_is_replaced() {
+    let Some(world) = &*WORLD else { return };
+    // no other process on this machine names it
+    let prefix = format!("shared-{}", std::process::id());
+    put(&world.server, &prefix, 12, 10_000);
+    let held = format!("{prefix}/results-7/part");
+    let wait = [("x-oss-qos-delay-time", "300")];
+    world.server.fault(Fault::get(&held).status_with(503, "ServiceUnavailable", &wait));
+    let generic = json!({"secretRef": "oss-secret", "parallelism": 3});
+    let case = world.case("shared", &prefix, generic);
+    let mut spec = claim_spec("directory", "64Mi");
+    // the kubelet gives it to the Pods' group if it is for one node, too
+    spec["accessModes"] = json!(["ReadWriteOnce", "ReadWriteMany"]);
+    let uid = case.claim_of(spec);
+
+    let (killed, share) = case.last_of(&uid, 2, "");
+    kill_worker(&format!("oss://{BUCKET}/{prefix}/"), &format!("{share}/3"));
+    case.event("PopulatorRetrying");
+    let pod = world.api().get(&format!("/api/v1/namespaces/{POPULATORS}/pods/{killed}")).unwrap();
+    let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!(ended["exitCode"], 137, "{pod}");
+    let (next, same) = case.last_of(&uid, 2, &killed);
+    assert!(next != killed && same == share, "{next} fills {same}, {killed} filled {share}");
+    world.server.clear_faults();
+    case.bound("data");
+    println!("{}", case.event("PopulatorFinished"));
+    case.cleaned(&uid);
+    // no share was begun again, and what the killed one had committed was not fetched again
+    for n in (0..12).filter(|n| *n != 7) {
+        assert_eq!(world.server.gets(BUCKET, &format!("{prefix}/results-{n}/part")), 1);
+    }
+    let script = "cat /data/results-*/part | wc -c && grep '\"shards\"' /data/.ossvp/complete.json";
+    case.pod(script, json!({"persistentVolumeClaim": {"claimName": "data"}}));
+    let log = case.log();
+    let lines: Vec<&str> = log.lines().map(str::trim).collect();
+    assert_eq!(lines, ["120000", "\"shards\": 3,"]);
 }
 
 #[test]

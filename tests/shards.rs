@@ -5,9 +5,10 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Stdio;
 
 use faulty::calls::{self, End, Verdict, trace};
-use oss_server::OssServer;
+use oss_server::{Fault, Operation, OssServer, PutOptions};
 use support::cases::{Part, not_here, shown, shown_by};
 use support::{BUCKET, Place, Ran, Run, bytes, files, ossvp, populate, server, wait_until};
 
@@ -93,11 +94,11 @@ fn a_whole_run_and_a_shard_exclude_each_other() {
     let server = server();
     let place = Place::new();
     put(&server, 5);
-    server.fault(oss_server::Fault::get_prefix("data/").stall_forever_after(5));
+    server.fault(Fault::get_prefix("data/").stall_forever_after(5));
     let mut child = populate(&server, "oss://bucket/data/", &place.volume())
         .args(["--shard", "0/2"])
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     while !place.volume().join(".ossvp/shard-0-of-2/manifest").exists() {
@@ -206,6 +207,109 @@ fn shards_that_discard_another_source_leave_each_others_new_files_alone() {
     );
 }
 
+/// Numbers from 0 to 1, the same in every run.
+fn fractions() -> impl Iterator<Item = f64> {
+    let words = (0..).map(|seed| u64::from_le_bytes(bytes(seed, 8).try_into().unwrap()));
+    words.map(|word| (word >> 11) as f64 / (1_u64 << 53) as f64)
+}
+
+/// Asks each of `count` workers what it would fetch, and checks that together it is everything, and
+/// that none has more than a `count`-th by more than a twentieth and one object.
+fn is_balanced(sizes: &[u64], counts: &[u32]) {
+    let server = server();
+    for (n, size) in sizes.iter().enumerate() {
+        server.put_synthetic(BUCKET, &format!("data/{n:05}"), *size, 1, PutOptions::new());
+    }
+    let (sum, largest) = (sizes.iter().sum::<u64>(), *sizes.iter().max().unwrap());
+    let place = Place::new();
+    for count in counts {
+        let planned = |n: &u32| {
+            let share = format!("{n}/{count}");
+            let plan = shard(&server, &place.volume(), &share, &["--dry-run"]).ended(0).report();
+            let plan = plan.plan.unwrap();
+            (plan.objects, plan.bytes)
+        };
+        let (objects, shares): (Vec<u64>, Vec<u64>) = (0..*count).map(|n| planned(&n)).unzip();
+        assert_eq!(objects.iter().sum::<u64>(), sizes.len() as u64);
+        assert_eq!(shares.iter().sum::<u64>(), sum);
+        let (mean, most) = (sum / u64::from(*count), *shares.iter().max().unwrap());
+        let beyond = 100.0 * (most as f64 / mean as f64 - 1.0);
+        println!("{count} shares of {sum} bytes: the largest is {beyond:.2} % above the mean");
+        assert!(most <= mean + mean / 20 + largest, "{shares:?}");
+    }
+    assert!(!place.volume().exists());
+}
+
+#[test]
+fn shares_of_ten_thousand_objects_of_all_sizes_are_planned_alike() {
+    // log-normal: half of them below 256 KiB, one in forty above 12 MiB
+    let mut fractions = fractions();
+    let sizes: Vec<u64> = (0..10_000)
+        .map(|_| {
+            let (radius, angle) = (fractions.next().unwrap(), fractions.next().unwrap());
+            let normal =
+                (-2.0 * (1.0 - radius).ln()).sqrt() * (std::f64::consts::TAU * angle).cos();
+            (262_144.0 * (2.0 * normal).exp()) as u64
+        })
+        .collect();
+    is_balanced(&sizes, &[2, 4, 8]);
+}
+
+#[test]
+fn shares_of_forty_large_files_are_planned_alike() {
+    let sizes: Vec<u64> =
+        fractions().take(40).map(|part| 1_000_000_000 + (9e9 * part) as u64).collect();
+    is_balanced(&sizes, &[2, 4, 8]);
+}
+
+#[test]
+fn a_share_of_nothing_is_complete_too() {
+    let server = server();
+    let place = Place::new();
+    let expected = put(&server, 2);
+    for n in 0..4 {
+        let share = format!("{n}/4");
+        let ran = shard(&server, &place.volume(), &share, &[]).ended(0);
+        assert_eq!(ran.outcome().whole, n == 3, "{:?}", ran.outcome());
+    }
+    assert_eq!(files(&place.volume()), expected);
+}
+
+#[test]
+fn a_shard_that_is_killed_is_replaced_and_goes_on() {
+    let server = server();
+    let place = Place::new();
+    let expected = put(&server, 40);
+    // the last object of all: of one of the two
+    let held = expected.keys().next_back().unwrap();
+    let wait = [("x-oss-qos-delay-time", "300")];
+    server.fault(Fault::get(&format!("data/{held}")).status_with(503, "ServiceUnavailable", &wait));
+    let begin = |n: u32| {
+        let mut command = populate(&server, "oss://bucket/data/", &place.volume());
+        command.args(["--shard", &format!("{n}/2")]);
+        let (out, log) = (Stdio::null(), Stdio::null());
+        command.stdout(out).stderr(log).spawn().unwrap()
+    };
+    let mut workers = [begin(0), begin(1)];
+    wait_until("all other objects are there", || {
+        place.volume().exists() && files(&place.volume()).len() + 1 >= expected.len()
+    });
+    wait_until("one is done", || {
+        workers.iter_mut().any(|worker| worker.try_wait().unwrap().is_some())
+    });
+    let at = workers.iter_mut().position(|worker| worker.try_wait().unwrap().is_none()).unwrap();
+    workers[at].kill().unwrap();
+    workers[at].wait().unwrap();
+    assert!(!place.is_marked());
+    server.clear_faults();
+    server.reset_stats();
+    let ran = shard(&server, &place.volume(), &format!("{at}/2"), &[]).ended(0);
+    assert!(ran.outcome().whole);
+    assert_eq!(files(&place.volume()), expected);
+    // it fetched what was held, and nothing else
+    assert_eq!(server.stats().count(Operation::GetObject), 1);
+}
+
 #[test]
 fn the_volume_is_not_marked_by_a_marker_that_its_shard_takes_back() {
     if let Err(error) = calls::supported() {
@@ -228,7 +332,7 @@ fn the_volume_is_not_marked_by_a_marker_that_its_shard_takes_back() {
         if call.path == Path::new(".ossvp/complete.json.new") && again.is_none() {
             server.put(BUCKET, "data/d0/0", "new");
             let mut command = command("0/2", &["--force"]);
-            command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+            command.stdout(Stdio::null()).stderr(Stdio::null());
             let (sender, receiver) = std::sync::mpsc::channel();
             let child = std::thread::spawn(move || {
                 let mut child = command.spawn().unwrap();

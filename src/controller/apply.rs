@@ -87,6 +87,11 @@ pub(super) async fn apply(
             let patch = annotation(prime, names::FAILURE, failure);
             patched(&primes(), prime, patch).await.map_err(failed)
         }
+        Action::NoteRound(rounds) => {
+            let prime = prime()?;
+            let patch = annotation(prime, names::ROUNDS, rounds);
+            patched(&primes(), prime, patch).await.map_err(failed)
+        }
         Action::PlanDataflow => {
             let source = seen.source.as_ref().ok_or_else(|| gone("resource"))?;
             let place = seen.facts.volume.as_ref().and_then(|volume| volume.cpfs.as_ref());

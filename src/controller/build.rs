@@ -13,10 +13,11 @@ use k8s_openapi::api::core::v1::{
     PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec,
     PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec,
     ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretKeySelector,
-    SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    SecurityContext, ServiceAccountTokenProjection, TopologySpreadConstraint, Volume, VolumeMount,
+    VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -25,7 +26,7 @@ use super::crd::{Addressing, Generic, OSSVolumePopulatorSpec, Unmappable, Verify
 use super::policy::{Access, Refusal};
 use super::settings::{Security, WorkerSettings};
 use super::{names, words};
-use crate::handoff::{self, Direct, ExitCode, PopulateArgs, ProgressStyle, ShardOf, Verdict};
+use crate::handoff::{self, Direct, ExitCode, PopulateArgs, ProgressStyle, Rate, ShardOf, Verdict};
 use crate::keys::{Dialect, Prefix, SourceUrl, hex};
 
 /// Where things are in the worker's container.
@@ -43,11 +44,18 @@ pub(super) const TOKEN_SECONDS: i64 = 3600;
 
 /// User and group of a worker that no one gave any: the one that images call `nonroot`.
 const NOBODY: i64 = 65532;
-/// Worker Pods that may fail before the population does. With the Job controller's backoff of 10 s,
-/// doubling, up to 6 minutes, that is some 16 minutes of trying.
+/// Worker Pods of each share that may fail before the population does. With the Job controller's
+/// backoff of 10 s, doubling, up to 6 minutes, that is some 16 minutes of trying.
 const BACKOFF_LIMIT: i32 = 6;
 
-/// The arguments of the worker that fills a volume by `spec`.
+/// How many workers fill a volume by `spec`.
+pub(crate) fn workers(spec: &OSSVolumePopulatorSpec) -> u32 {
+    let asked = spec.generic.as_ref().and_then(|generic| generic.parallelism);
+    // as the resource's own rule, for clusters that do not check it
+    asked.unwrap_or(1).clamp(1, ShardOf::MOST)
+}
+
+/// The arguments of the worker that fills a volume by `spec`; of several, those of the first.
 ///
 /// # Errors
 /// A field that is no argument.
@@ -70,7 +78,19 @@ pub(crate) fn arguments(
             .map_err(|error| invalid(field, &error))?;
     }
     let part_size = generic.part_size.as_deref().map(str::parse).transpose();
-    let throughput = generic.throughput.map(|rate| rate.to_string().parse()).transpose();
+    let workers = workers(spec);
+    let too_little = |field: &str| {
+        invalid(field, &format!("too little for {workers} workers; raise it, or lower parallelism"))
+    };
+    let throughput = generic.throughput.map(|all| {
+        let all: Rate =
+            all.to_string().parse().map_err(|error| invalid("generic.throughput", &error))?;
+        all.shared_by(workers).ok_or_else(|| too_little("generic.throughput"))
+    });
+    let concurrency = generic.concurrency.map(|all| match all / workers {
+        0 => Err(too_little("generic.concurrency")),
+        share => Ok(share),
+    });
     Ok(PopulateArgs {
         source: SourceUrl::Bucket {
             dialect: Dialect::Oss,
@@ -98,11 +118,11 @@ pub(crate) fn arguments(
             Unmappable::Escape => handoff::Unmappable::Escape,
             Unmappable::Skip => handoff::Unmappable::Skip,
         },
-        shard: ShardOf::WHOLE,
+        shard: ShardOf { index: 0, count: workers },
         allow_empty: generic.allow_empty,
-        throughput: throughput.map_err(|error| invalid("generic.throughput", &error))?,
+        throughput: throughput.transpose()?,
         request_rate: None,
-        concurrency: generic.concurrency,
+        concurrency: concurrency.transpose()?,
         part_size: part_size.map_err(|error| invalid("generic.partSize", &error))?,
         direct: Direct::Auto,
         verify: match generic.verify.unwrap_or(Verify::Auto) {
@@ -184,7 +204,7 @@ pub(crate) fn prime(
     }
 }
 
-/// The Job that fills the prime PVC's volume.
+/// The Job that fills the prime PVC's volume: by one Pod, or by an index for each share.
 ///
 /// # Errors
 /// A field of the spec that is no argument of the worker.
@@ -209,6 +229,28 @@ pub(crate) fn job(
         }),
         spec: Some(pod(&generic, &args, prime, access, worker)),
     };
+    let backoff_limit = generic.backoff_limit.unwrap_or(BACKOFF_LIMIT);
+    // at most 256
+    let workers = args.shard.count as i32;
+    let spec = JobSpec {
+        pod_failure_policy: Some(failure_policy(workers > 1)),
+        template,
+        ..JobSpec::default()
+    };
+    let spec = match workers {
+        1 => JobSpec { backoff_limit: Some(backoff_limit), ..spec },
+        _ => JobSpec {
+            completion_mode: Some("Indexed".to_owned()),
+            completions: Some(workers),
+            parallelism: Some(workers),
+            // a cluster that does not count by index drops these two, and keeps to the Job's limit,
+            // which another one never comes to: before that, an index has come to its own
+            backoff_limit_per_index: Some(backoff_limit),
+            max_failed_indexes: Some(0),
+            backoff_limit: Some(backoff_limit * workers),
+            ..spec
+        },
+    };
     annotations.insert(names::PRIME_UID.to_owned(), prime_uid.clone());
     annotations.insert(names::ACCESS.to_owned(), words::access(access));
     Ok(Job {
@@ -227,20 +269,15 @@ pub(crate) fn job(
             }]),
             ..ObjectMeta::default()
         },
-        spec: Some(JobSpec {
-            backoff_limit: Some(generic.backoff_limit.unwrap_or(BACKOFF_LIMIT)),
-            pod_failure_policy: Some(failure_policy()),
-            template,
-            ..JobSpec::default()
-        }),
+        spec: Some(spec),
         status: None,
     })
 }
 
 /// What the Job controller makes of exit codes. The first rule that matches counts.
-fn failure_policy() -> PodFailurePolicy {
-    let codes = |verdict: Verdict| {
-        let all = ExitCode::ALL.into_iter().filter(|code| code.verdict() == verdict);
+fn failure_policy(shared: bool) -> PodFailurePolicy {
+    let codes = |wanted: fn(ExitCode) -> bool| {
+        let all = ExitCode::ALL.into_iter().filter(|code| wanted(*code));
         Some(PodFailurePolicyOnExitCodesRequirement {
             container_name: Some(names::CONTAINER.to_owned()),
             operator: "In".to_owned(),
@@ -256,14 +293,53 @@ fn failure_policy() -> PodFailurePolicy {
         type_: "DisruptionTarget".to_owned(),
         status: Some("True".to_owned()),
     };
-    PodFailurePolicy {
-        rules: vec![
-            // an evicted Pod, or one whose node went away, says nothing about the volume
-            rule("Ignore", None, Some(vec![disrupted])),
-            rule("FailJob", codes(Verdict::Stop), None),
-            rule("Ignore", codes(Verdict::RetryAtOnce), None),
-        ],
+    let mut rules = vec![
+        // an evicted Pod, or one whose node went away, says nothing about the volume
+        rule("Ignore", None, Some(vec![disrupted])),
+        rule("FailJob", codes(|code| code.verdict() == Verdict::Stop), None),
+        rule("Ignore", codes(|code| code.verdict() == Verdict::RetryAtOnce), None),
+    ];
+    if shared {
+        // a new listing is of use only to all of them, also when this Pod is evicted
+        rules.insert(0, rule("FailJob", codes(|code| code == ExitCode::Changed), None));
     }
+    PodFailurePolicy { rules }
+}
+
+/// The worker's command line. Which share is its own, a Pod of several learns by a variable that the
+/// Job controller gives it.
+fn command_line(args: &PopulateArgs) -> Vec<String> {
+    let first = format!("--shard={}", args.shard);
+    let own = format!("--shard=$({})/{}", names::INDEX_VARIABLE, args.shard.count);
+    let shared = args.shard.count > 1;
+    let line = handoff::argv(args).into_iter();
+    line.map(|arg| if shared && arg == first { own.clone() } else { literal(&arg) }).collect()
+}
+
+/// Each worker on a node of its own, as far as there are any: it is the network card of one that
+/// bounds how fast it is. Not if the resource says which Pods its workers go beside.
+fn spread(
+    generic: &Generic,
+    args: &PopulateArgs,
+    prime: &PersistentVolumeClaim,
+) -> Option<Vec<TopologySpreadConstraint>> {
+    let affinity = generic.affinity.as_ref();
+    let told =
+        affinity.is_some_and(|it| it.pod_affinity.is_some() || it.pod_anti_affinity.is_some());
+    let claim = prime.labels().get_key_value(names::CLAIM_UID);
+    let of_claim = claim.map(|(key, uid)| LabelSelector {
+        match_labels: Some(BTreeMap::from([(key.clone(), uid.clone())])),
+        ..LabelSelector::default()
+    });
+    (args.shard.count > 1 && !told).then(|| {
+        vec![TopologySpreadConstraint {
+            max_skew: 1,
+            topology_key: names::NODE.to_owned(),
+            when_unsatisfiable: "ScheduleAnyway".to_owned(),
+            label_selector: of_claim,
+            ..TopologySpreadConstraint::default()
+        }]
+    })
 }
 
 fn pod(
@@ -323,7 +399,7 @@ fn pod(
         containers: vec![Container {
             name: names::CONTAINER.to_owned(),
             image: Some(worker.image.clone()),
-            args: Some(handoff::argv(args).iter().map(|arg| literal(arg)).collect()),
+            args: Some(command_line(args)),
             env: Some(environment(generic, access, worker)),
             resources: Some(generic.resources.clone().unwrap_or_else(resources)),
             volume_mounts: Some(mounts),
@@ -345,6 +421,7 @@ fn pod(
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         affinity: generic.affinity.clone(),
+        topology_spread_constraints: spread(generic, args, prime),
         tolerations: Some(generic.tolerations.clone()),
         node_selector: Some(generic.node_selector.clone()),
         priority_class_name: generic.priority_class_name.clone(),

@@ -156,18 +156,23 @@ pub struct Generic {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub fs_group: Option<i64>,
-    /// How many worker Pods may fail before the population does. Default: 6.
+    /// How many worker Pods fill the volume side by side, each its share of the objects, on nodes of
+    /// their own if there are enough. Above 1 only for claims of accessModes ReadWriteMany. Default: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 256))]
+    pub parallelism: Option<u32>,
+    /// How many worker Pods of each share may fail before the population does. Default: 6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub backoff_limit: Option<i32>,
-    /// The most MB/s (10^6 bytes) that the worker fetches. Without it, as fast as it can.
+    /// The most MB/s (10^6 bytes) that all workers together fetch. Without it, as fast as they can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub throughput: Option<u64>,
     /// How the bucket is named in a request. Default: auto.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub addressing: Option<Addressing>,
-    /// Requests in flight. Without it, the worker finds its level.
+    /// Requests in flight, of all workers together. Without it, each finds its level.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096))]
     pub concurrency: Option<u32>,
@@ -324,7 +329,8 @@ pub struct Population {
     /// Bytes a second, lately or of the whole run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<u64>,
-    /// The newest worker Pod, in the populator namespace.
+    /// The newest worker Pod, in the populator namespace; of several, one that does not run yet, else
+    /// one that does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_name: Option<String>,
     /// How many worker Pods have failed.

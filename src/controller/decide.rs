@@ -24,6 +24,7 @@ use self::dataflow::Left;
 use super::crd::Phase;
 use super::names;
 use super::observed::dataflow::Plan;
+use super::observed::shards::Rounds;
 use super::observed::{
     Class, Ended, Failure, Observed, Prime, PrimePhase, Source, Stray, Target, Volume, Worker,
     WorkerState,
@@ -34,6 +35,7 @@ use super::words;
 mod dataflow;
 #[cfg(test)]
 mod model;
+mod shards;
 #[cfg(test)]
 mod tests;
 
@@ -60,6 +62,8 @@ pub(crate) enum Action {
     DeletePods(Vec<Stray>),
     /// Notes on the prime PVC that the population failed for good.
     RecordFailure(Failure),
+    /// Notes on the prime PVC that all workers look again.
+    NoteRound(Rounds),
     /// Notes on the prime PVC what CPFS is to be asked for.
     PlanDataflow,
     /// The prime PVC must not go before what CPFS makes for it.
@@ -94,6 +98,7 @@ impl Action {
             Self::CreateJob => "CreateJob",
             Self::DeletePods(_) => "DeletePods",
             Self::RecordFailure(_) => "RecordFailure",
+            Self::NoteRound(_) => "NoteRound",
             Self::PlanDataflow => "PlanDataflow",
             Self::ProtectPrime => "ProtectPrime",
             Self::CreateFlow => "CreateFlow",
@@ -133,6 +138,7 @@ impl Action {
             | Self::UnselectNode
             | Self::DeletePods(_)
             | Self::RecordFailure(_)
+            | Self::NoteRound(_)
             | Self::DeleteJob
             | Self::DeletePrime
             | Self::RemoveFinalizer => ("PopulatorError", "the API server refuses a change"),
@@ -390,7 +396,7 @@ fn fill(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
     if prime.deleting {
         return replace(seen, "the prime PVC was deleted; its volume is given up", now);
     }
-    if let Source::Usable { digest, access } = &seen.source {
+    if let Source::Usable { digest, access, .. } = &seen.source {
         if *digest != prime.digest {
             return replace(seen, "the resource was changed; filling a fresh volume", now);
         }
@@ -451,6 +457,12 @@ fn begin(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
         let message =
             "the OSSVolumePopulator that dataSourceRef names does not exist yet; waiting for it";
         return waiting(message).warn("PopulatorDataSourceNotFound");
+    }
+    if let Source::Usable { workers: workers @ 2.., .. } = seen.source
+        && !target.shared
+    {
+        let message = words::not_shared(workers);
+        return Decision::new(Phase::Failed, message).warn("PopulatorUnsupportedClaim");
     }
     let waits_for_consumer = match &seen.class {
         Class::Dynamic { cpfs, .. } if *cpfs != by_cpfs(&seen.source) => {
@@ -551,11 +563,7 @@ fn populate(
     let created = Notice {
         warning: false,
         reason: "PopulatorCreated",
-        message: format!(
-            "volume {} is being filled by Job {}",
-            volume.name,
-            names::job(&target.uid)
-        ),
+        message: words::created(&volume.name, &names::job(&target.uid), worker),
         key: worker.uid.clone(),
         happened: worker.created,
     };
@@ -565,25 +573,28 @@ fn populate(
             let message = "the volume is filled; waiting for the end of another worker Pod";
             Decision::new(Phase::Rebinding, message).tell(created).look_again()
         }
+        WorkerState::Complete if !worker.is_whole() => shards::again(prime, worker, created, now),
         WorkerState::Complete => {
             Decision::new(Phase::Rebinding, "the volume is filled; handing it over")
                 .tell(created)
                 .act(Action::Rebind)
         }
-        WorkerState::Failed => {
-            let failure = Failure {
-                code: worker.ended.as_ref().and_then(|ended| ended.code),
-                message: words::why(worker),
-                // what it proved itself with, which may have been mended since
-                access: worker.access.clone(),
-                time: now,
-            };
-            Decision::new(Phase::Failed, &failure.message)
-                .tell(created)
-                .act(Action::RecordFailure(failure))
-        }
+        WorkerState::Failed if worker.disagrees() => shards::again(prime, worker, created, now),
+        WorkerState::Failed => failed(worker, words::why(worker), created, now),
         WorkerState::Active => under_way(seen, worker, created, now),
     }
+}
+
+/// The worker has failed for good.
+fn failed(worker: &Worker, message: String, created: Notice, now: Timestamp) -> Decision {
+    let failure = Failure {
+        code: worker.ended.as_ref().and_then(|ended| ended.code),
+        message,
+        // what it proved itself with, which may have been mended since
+        access: worker.access.clone(),
+        time: now,
+    };
+    Decision::new(Phase::Failed, &failure.message).tell(created).act(Action::RecordFailure(failure))
 }
 
 fn under_way(seen: &Observed, worker: &Worker, created: Notice, now: Timestamp) -> Decision {
@@ -601,13 +612,14 @@ fn under_way(seen: &Observed, worker: &Worker, created: Notice, now: Timestamp) 
         // whether there will be another is for the Job controller to say
         (Some(ended), _) => Decision::new(Phase::Populating, words::between(ended)),
         (None, Some(held)) => {
-            let message = format!("the worker cannot start: {held}");
+            let message = format!("{} cannot start: {held}", words::one_of(worker));
             Decision::new(Phase::Populating, message).warn_of("PopulatorStalled", &held)
         }
         (None, None) => Decision::new(Phase::Populating, words::progress(worker)),
     };
     decision.notices.insert(0, created);
-    if let Some(ended) = worker.ended.as_ref().filter(|ended| !last(ended)) {
+    let has_failed = |ended: &&Ended| !last(ended) && ended.code != Some(0);
+    if let Some(ended) = worker.ended.as_ref().filter(has_failed) {
         decision.notices.push(retrying(worker, ended));
     }
     decision.notices.extend(

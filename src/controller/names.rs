@@ -13,6 +13,8 @@ pub(crate) const SPEC_DIGEST: &str = "storage.alibabacloud.com/spec-digest";
 pub(crate) const MADE_FOR_NODE: &str = "storage.alibabacloud.com/made-for-node";
 /// On the prime PVC, as annotation: how the population failed for good, as JSON.
 pub(crate) const FAILURE: &str = "storage.alibabacloud.com/failure";
+/// On the prime PVC, as annotation: how often all shards had to look again, as JSON.
+pub(crate) const ROUNDS: &str = "storage.alibabacloud.com/rounds";
 /// On the Job, as annotation: the UID of the prime PVC whose volume it fills.
 pub(crate) const PRIME_UID: &str = "storage.alibabacloud.com/prime-uid";
 /// On the Job, as annotation: what its Pods prove themselves with, and which version of it.
@@ -41,6 +43,12 @@ pub(crate) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 
 /// The service account that worker Pods run as, unless a grant names another.
 pub(crate) const WORKER_ACCOUNT: &str = "ossvp-worker";
+/// What Kubernetes says on a Pod of an Indexed Job, as annotation.
+pub(crate) const INDEX: &str = "batch.kubernetes.io/job-completion-index";
+/// The variable by which it says the same in each container.
+pub(crate) const INDEX_VARIABLE: &str = "JOB_COMPLETION_INDEX";
+/// What tells one node from another.
+pub(crate) const NODE: &str = "kubernetes.io/hostname";
 /// The worker's container.
 pub(crate) const CONTAINER: &str = "populate";
 

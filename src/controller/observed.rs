@@ -1,6 +1,8 @@
 //! What is seen of one claim, reduced to what decisions depend on. Pure: from Kubernetes' objects to
 //! facts.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -9,11 +11,13 @@ use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
 use self::dataflow::{Dataflow, Place, Plan};
+use self::shards::{Rounds, Shards, Share, index, shares};
 use super::names;
 use super::policy::{Access, Refusal};
-use crate::handoff::{Outcome, Progress};
+use crate::handoff::{ExitCode, Outcome, Progress};
 
 pub(crate) mod dataflow;
+pub(crate) mod shards;
 
 /// One claim, and everything that is there for it.
 #[derive(Debug, Clone, Default)]
@@ -64,6 +68,8 @@ pub(crate) struct Target {
     pub(crate) in_use: bool,
     /// `volumeMode: Block`.
     pub(crate) block: bool,
+    /// Whether Pods of many nodes may write to it: `ReadWriteMany`.
+    pub(crate) shared: bool,
 }
 
 /// The resource, as far as it concerns this claim.
@@ -80,6 +86,8 @@ pub(crate) enum Source {
         digest: String,
         /// With what the worker proves itself.
         access: Access,
+        /// How many workers it asks for.
+        workers: u32,
     },
 }
 
@@ -116,6 +124,8 @@ pub(crate) struct Prime {
     pub(crate) digest: String,
     /// How the population failed for good.
     pub(crate) failure: Option<Failure>,
+    /// How often all workers had to look again.
+    pub(crate) rounds: Option<Rounds>,
     /// What CPFS is asked for.
     pub(crate) plan: Option<Plan>,
     /// Whether it has the finalizer for what CPFS has.
@@ -162,7 +172,7 @@ pub(crate) struct Volume {
     pub(crate) cpfs: Option<Place>,
 }
 
-/// The Job and its newest Pod.
+/// The Job and its newest Pods.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Worker {
     pub(crate) uid: String,
@@ -171,6 +181,8 @@ pub(crate) struct Worker {
     pub(crate) deleting: bool,
     pub(crate) state: WorkerState,
     pub(crate) created: Option<Timestamp>,
+    /// How many Pods fill the volume side by side, if it is more than one.
+    pub(crate) shards: Option<Shards>,
     /// Pods that failed.
     pub(crate) failed_pods: i32,
     /// With what its Pods prove themselves.
@@ -178,11 +190,13 @@ pub(crate) struct Worker {
     /// Its Pods that have not ended. Before Kubernetes 1.31 a Job may be complete while an evicted Pod
     /// still runs.
     pub(crate) unfinished: usize,
-    /// Its newest Pod.
+    /// Its newest Pod; of the newest of each share, one that does not run yet, else one that runs.
     pub(crate) pod: Option<WorkerPod>,
-    /// How the newest Pod that ended did so.
+    /// How the newest Pod that ended did so; of several shares', the end that decides.
     pub(crate) ended: Option<Ended>,
-    /// The last line of progress in the newest Pod's log.
+    /// Where the progress of each share is found.
+    pub(crate) shares: Vec<Share>,
+    /// The progress of all shares together.
     pub(crate) progress: Option<Progress>,
 }
 
@@ -200,6 +214,7 @@ pub(crate) enum WorkerState {
 pub(crate) struct WorkerPod {
     pub(crate) name: String,
     pub(crate) running: bool,
+    pub(crate) ended: bool,
     pub(crate) created: Option<Timestamp>,
     /// Why it does not run: unschedulable, no image, and the like.
     pub(crate) held_by: Option<String>,
@@ -242,7 +257,9 @@ pub(crate) struct Ended {
     pub(crate) disrupted: bool,
     /// The worker's own message, or the kubelet's.
     pub(crate) message: String,
-    /// Objects and bytes in the volume, by the worker's outcome.
+    /// Whether the worker said that the whole volume is complete.
+    pub(crate) whole: bool,
+    /// Objects and bytes in the volume, by the worker's outcome, and bytes a second.
     pub(crate) figures: Option<(u64, u64, u64)>,
     pub(crate) time: Option<Timestamp>,
 }
@@ -260,6 +277,7 @@ impl Target {
             lost: phase(claim) == "Lost",
             selected_node: claim.annotations().get(names::SELECTED_NODE).cloned(),
             block: spec.volume_mode.as_deref() == Some("Block"),
+            shared: spec.access_modes.iter().flatten().any(|mode| mode == "ReadWriteMany"),
         }
     }
 }
@@ -303,6 +321,9 @@ impl Prime {
             failure: annotations
                 .get(names::FAILURE)
                 .and_then(|failure| serde_json::from_str(failure).ok()),
+            rounds: annotations
+                .get(names::ROUNDS)
+                .and_then(|rounds| serde_json::from_str(rounds).ok()),
             plan: annotations
                 .get(names::DATA_FLOW)
                 .and_then(|plan| serde_json::from_str(plan).ok()),
@@ -340,24 +361,49 @@ impl Worker {
         pods.sort_by_key(|pod| {
             (pod.metadata.creation_timestamp.as_ref().map(|t| t.0), pod.name_any())
         });
-        let newest = pods.iter().rev();
+        let state = match (has("Complete"), has("Failed")) {
+            (true, _) => WorkerState::Complete,
+            (false, true) => WorkerState::Failed,
+            (false, false) => WorkerState::Active,
+        };
+        let shards = Shards::of(job);
+        // from the oldest on: the newest of each share stays
+        let latest: BTreeMap<u32, WorkerPod> =
+            pods.iter().map(|pod| (index(pod), WorkerPod::of(pod))).collect();
+        let ended: Vec<Ended> = pods.iter().filter_map(|pod| Ended::of(pod)).collect();
+        let weight = |ended: &Ended| match shards {
+            // the newest counts
+            None => 0,
+            Some(_) => shards::weight(ended, state),
+        };
+        let count = shards.map_or(1, |shards| shards.count);
         Self {
+            shares: shares(count, &latest, &ended),
+            shards,
             uid: job.uid().unwrap_or_default(),
             prime: job.annotations().get(names::PRIME_UID).cloned().unwrap_or_default(),
             deleting: job.metadata.deletion_timestamp.is_some(),
-            state: match (has("Complete"), has("Failed")) {
-                (true, _) => WorkerState::Complete,
-                (false, true) => WorkerState::Failed,
-                (false, false) => WorkerState::Active,
-            },
+            state,
             created: job.metadata.creation_timestamp.as_ref().map(|time| time.0),
             access: job.annotations().get(names::ACCESS).cloned().unwrap_or_default(),
             unfinished: pods.iter().filter(|pod| !has_ended(pod)).count(),
             failed_pods: status.failed.unwrap_or_default(),
-            pod: newest.clone().next().map(|pod| WorkerPod::of(pod)),
-            ended: newest.clone().find_map(|pod| Ended::of(pod)),
+            pod: latest.into_values().max_by_key(|pod| (!pod.ended, !pod.running)),
+            ended: ended.into_iter().max_by_key(weight),
             progress: None,
         }
+    }
+
+    /// Whether the volume is filled, once the Job is complete: of several workers each has its share
+    /// then, and one has seen that they are the whole. Who that was may be lost together with its Pod.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.shards.is_none() || self.ended.as_ref().is_some_and(|ended| ended.whole)
+    }
+
+    /// Whether several workers failed because they did not see the same objects.
+    pub(crate) fn disagrees(&self) -> bool {
+        let code = self.ended.as_ref().and_then(|ended| ended.code);
+        self.shards.is_some() && code == Some(i32::from(ExitCode::Changed.number()))
     }
 }
 
@@ -395,6 +441,7 @@ impl WorkerPod {
             name: pod.name_any(),
             created: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
             running: state.is_some_and(|state| state.running.is_some()),
+            ended: has_ended(pod),
             held_by: waiting.or(unscheduled),
         }
     }
@@ -431,6 +478,8 @@ impl Ended {
                 .into_iter()
                 .any(|it| it.type_ == "DisruptionTarget" && it.status == "True"),
             message,
+            whole: ended.is_some_and(|ended| ended.exit_code == 0)
+                && outcome.as_ref().is_some_and(|it| it.whole),
             figures: outcome.map(|it| (it.objects, it.bytes, it.bytes_per_s)),
             time: ended.and_then(|ended| ended.finished_at.as_ref()).map(|time| time.0),
         })

@@ -32,7 +32,7 @@ const FIELDS: [(&str, &str); 17] = [
     ("--region", "region"),
     ("--sha256", "generic.sha256"),
     ("--force", "a fresh PVC"),
-    ("--shard", "parallelism"),
+    ("--shard", "generic.parallelism"),
 ];
 
 /// A worker's message, in the resource's terms.
@@ -61,6 +61,53 @@ pub(crate) fn percent(worker: &Worker) -> Option<u64> {
         0 => 100,
         total => (u128::from(progress.bytes.min(total)) * 100 / u128::from(total)) as u64,
     })
+}
+
+/// Which worker, of one or several.
+pub(crate) fn one_of(worker: &Worker) -> String {
+    match worker.shards {
+        None => "the worker".to_owned(),
+        Some(shards) => format!("one of {} workers", shards.count),
+    }
+}
+
+/// Who fills the volume.
+pub(crate) fn created(volume: &str, job: &str, worker: &Worker) -> String {
+    match worker.shards {
+        None => format!("volume {volume} is being filled by Job {job}"),
+        Some(shards) => {
+            format!("volume {volume} is being filled by the {} workers of Job {job}", shards.count)
+        }
+    }
+}
+
+/// Why a claim cannot be filled by that many workers.
+pub(crate) fn not_shared(workers: u32) -> String {
+    format!(
+        "generic.parallelism: {workers} workers fill only a volume that many nodes can mount; use a claim with accessModes ReadWriteMany, or a resource without parallelism"
+    )
+}
+
+/// Why all workers look again.
+pub(crate) fn again(worker: &Worker) -> String {
+    match worker.ended.as_ref().filter(|_| worker.disagrees()) {
+        Some(ended) => {
+            let said = in_resource_terms(&ended.message);
+            format!("all workers look again: {said}").trim_end_matches(": ").to_owned()
+        }
+        None => "all workers look again: none is left to say that the volume is whole".to_owned(),
+    }
+}
+
+/// Why they do not look again any more.
+pub(crate) fn never_agreed(worker: &Worker, rounds: u32) -> String {
+    let told = match worker.ended.as_ref().filter(|_| worker.disagrees()) {
+        Some(ended) => ended_as(ended),
+        None => "no worker was left to say that the volume is whole".to_owned(),
+    };
+    format!(
+        "{told} (the workers did not come to the same end {rounds} times; fill the volume while nothing changes the objects)"
+    )
 }
 
 /// How far the worker is.

@@ -3,7 +3,7 @@
 /// How a run ended. Every number has one meaning, on the command line and in a Pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExitCode {
-    /// The volume is complete; the marker is written.
+    /// The volume, or the worker's share of it, is complete; the marker is written.
     Complete,
     /// Something that should not happen.
     Unexpected,
@@ -30,7 +30,7 @@ pub enum ExitCode {
 /// What is done about an exit code by whoever runs a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing: the volume is complete.
+    /// Nothing: the volume, or the worker's share of it, is complete.
     Done,
     /// Another try, after a while, some times.
     Retry,
@@ -55,6 +55,11 @@ impl ExitCode {
         Self::Interrupted,
         Self::Terminated,
     ];
+
+    /// The one of this number, if there is one.
+    pub fn of(number: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| i32::from(code.number()) == number)
+    }
 
     /// What is done about it.
     pub const fn verdict(self) -> Verdict {

@@ -123,6 +123,13 @@ impl Rate {
     pub const fn bytes_per_second(self) -> u64 {
         self.0
     }
+
+    /// What each of `workers` may have so that they stay below the rate together; `None` if that is
+    /// less than [`Rate::LOWEST`].
+    pub fn shared_by(self, workers: u32) -> Option<Self> {
+        let share = self.0.checked_div(workers.into())?;
+        (share >= Self::LOWEST).then_some(Self(share))
+    }
 }
 
 impl FromStr for Rate {

@@ -203,6 +203,10 @@ pub struct Outcome {
     pub message: String,
     /// The source, filters as a digest.
     pub source: String,
+    /// Whether the whole volume is complete. A shard that is not the last to finish has completed
+    /// its share alone.
+    #[serde(default)]
+    pub whole: bool,
     /// Objects in the volume so far.
     pub objects: u64,
     /// Their bytes.
@@ -224,6 +228,7 @@ impl Outcome {
             code: code.number(),
             message: message.into(),
             source: source.into(),
+            whole: false,
             objects: 0,
             bytes: 0,
             verified: 0,

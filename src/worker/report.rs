@@ -213,6 +213,7 @@ fn outcome(options: &Options, watch: &Watch, ended: &Ended) -> Outcome {
     let outcome = Outcome::new(ended.code, message, options.identity.to_string());
     match &ended.marker {
         Some(marker) => Outcome {
+            whole: ended.code == ExitCode::Complete && marker.shard == ShardOf::WHOLE,
             objects: marker.objects,
             bytes: marker.bytes,
             verified: marker.verified.verified(),

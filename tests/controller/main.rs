@@ -17,6 +17,7 @@
 //! | `ClaimMisbound` of the prime PVC is not copied | `Case::reasons`: exactly our own events |
 //! | a volume bound by hand is not filled | `flow::a_claim_bound_by_hand_…` |
 //! | events and progress, 100% at the end | `flow::progress_…`, `flow::a_claim_of_an_immediate_class_…` |
+//! | several workers fill one volume | `shards::*`; no other populator does that |
 //! | a spec that changes is refused | ours fills a fresh volume: `failures::a_changed_spec_…` |
 //! | the source deleted in mid-run | `deletion::a_resource_deleted_…`, `deletion::a_claim_deleted_after_its_resource_…` |
 //! | killed after each step | `restart::*` |
@@ -33,6 +34,7 @@ mod flow;
 mod resource;
 mod restart;
 mod safety;
+mod shards;
 mod world;
 
 #[path = "../support/mod.rs"]

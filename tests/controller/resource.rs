@@ -172,6 +172,8 @@ fn what_cannot_work_is_refused_with_words_that_help() {
             ("generic: {secretRef: s, partSize: large}", "partSize"),
             ("generic: {secretRef: s, concurrency: 0}", "greater than or equal to 1"),
             ("generic: {secretRef: s, throughput: 0}", "greater than or equal to 1"),
+            ("generic: {secretRef: s, parallelism: 0}", "greater than or equal to 1"),
+            ("generic: {secretRef: s, parallelism: 257}", "less than or equal to 256"),
             (
                 "generic: {rrsaConfigs: {roleArn: admin, oidcProviderArn: 'acs:ram::1:oidc-provider/p'}}",
                 "roleArn",

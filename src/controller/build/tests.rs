@@ -1,5 +1,6 @@
 //! What is sent to the API server, field by field.
 
+mod shards;
 mod volume;
 
 use clap::Parser;
@@ -80,8 +81,10 @@ fn expanded(text: &str) -> String {
                 behind
             }
             (None, Some(named)) if named.contains(')') => {
-                shown.push_str("EXPANDED");
-                named.split_once(')').unwrap().1
+                let (name, behind) = named.split_once(')').unwrap();
+                // as of the first Pod of an Indexed Job
+                shown.push_str(if name == names::INDEX_VARIABLE { "0" } else { "EXPANDED" });
+                behind
             }
             (None, _) => {
                 shown.push('$');
@@ -394,7 +397,8 @@ prop_compose! {
         globs in (proptest::collection::vec("[^\0\n]{1,20}", 0..3), proptest::collection::vec("[$(){A-Z*]{1,9}", 0..3)),
         speed in (proptest::option::of(1u64..=1_000_000), proptest::option::of(1u32..=4096)),
         part_size in proptest::option::of(r"[1-9][0-9]{0,3}(\.[0-9])? ?([kKMGT]i?B|B)?"),
-        words in (0usize..5, 0usize..4, 0usize..4), switches: [bool; 2])
+        words in (0usize..5, 0usize..4, 0usize..4), switches: [bool; 2],
+        parallelism in proptest::option::of(1u32..=256))
         -> OSSVolumePopulatorSpec {
         let one = |of: &[&str], at: usize| of.get(at).map_or(Value::Null, |it| (*it).into());
         spec(|spec| {
@@ -413,6 +417,7 @@ prop_compose! {
             generic["unmappable"] = one(&["fail", "escape", "skip"], words.2);
             generic["sha256"] = switches[0].into();
             generic["allowEmpty"] = switches[1].into();
+            generic["parallelism"] = json!(parallelism);
         })
     }
 }

@@ -45,10 +45,10 @@ const ACTIONS: usize = 40;
 
 fn a_move() -> impl Strategy<Value = Move> {
     use Move::{
-        BindStatic, Collect, Cpfs, DeleteClaim, DeleteJob, DeletePod, DeletePrime, DeleteSource,
-        DeleteVolume, DropFinalizer, EndPod, GiveUpNode, LoseVolume, MakeClass, NameVolume,
-        Protect, Provision, Refuse, RotateSecret, SelectNode, SyncClaim, SyncJob, SyncPrime,
-        SyncVolumes, TakeVolume, WriteSource,
+        BindStatic, ChangeObjects, Collect, Cpfs, DeleteClaim, DeleteJob, DeletePod, DeletePrime,
+        DeleteSource, DeleteVolume, DropFinalizer, EndPod, GiveUpNode, Later, LoseVolume,
+        MakeClass, NameVolume, Protect, Provision, Refuse, RotateSecret, SelectNode, SyncClaim,
+        SyncJob, SyncPrime, SyncVolumes, TakeVolume, WriteSource,
     };
     prop_oneof![
         30 => proptest::sample::select(vec![Provision, SyncPrime, SyncPrime, SyncPrime, SyncClaim,
@@ -59,6 +59,7 @@ fn a_move() -> impl Strategy<Value = Move> {
         3 => (0u8..3).prop_map(WriteSource),
         1 => Just(DeleteSource),
         2 => Just(RotateSecret),
+        3 => proptest::sample::select(vec![ChangeObjects, ChangeObjects, Later]),
         1 => any::<bool>().prop_map(Refuse),
         2 => Just(DeletePod),
         2 => any::<bool>().prop_map(DeleteJob),
@@ -91,9 +92,42 @@ prop_compose! {
         spec in proptest::option::weighted(0.9, 0u8..3), bad_node: bool,
         provisioner_broken in prop::bool::weighted(0.05),
         code in proptest::sample::select(vec![0, 0, 0, 0, 1, 3, 7]),
-        cpfs in proptest::option::of(any::<bool>()),
+        cpfs in proptest::option::weighted(0.4, any::<bool>()),
+        shared in proptest::option::weighted(0.5, prop::bool::weighted(0.95)),
         steps in proptest::collection::vec(a_step(), 0..80)) -> Case {
-        Case { world: World::new(waits, class, consumer, spec, bad_node, provisioner_broken, (code, cpfs.map(|lazy| Cpfs::new(lazy, code)))), steps }
+        Case { world: World::new(waits, class, consumer, spec, bad_node, provisioner_broken, (code, cpfs.map(|lazy| Cpfs::new(lazy, code)))).shared(shared), steps }
+    }
+}
+
+/// What matters where several workers fill a volume: whose end is seen when, and what each has listed.
+fn a_move_of_several() -> impl Strategy<Value = Move> {
+    use Move::{ChangeObjects, DeleteJob, DeletePod, EndPod, Later, SyncJob, WriteSource};
+    prop_oneof![
+        8 => Just(EndPod(0)),
+        6 => Just(SyncJob),
+        4 => Just(ChangeObjects),
+        4 => Just(DeletePod),
+        1 => proptest::sample::select(vec![Later, EndPod(1), EndPod(5), EndPod(143),
+            DeleteJob(true), DeleteJob(false), WriteSource(0), WriteSource(2)]),
+    ]
+}
+
+prop_compose! {
+    fn a_case_of_several()(spec in proptest::sample::select(vec![0u8, 2]),
+        code in proptest::sample::select(vec![0, 0, 0, 1, 3]),
+        steps in proptest::collection::vec(prop_oneof![
+            8 => a_move_of_several().prop_map(Step::World),
+            2 => Just(Step::Round),
+            1 => (
+                [0..OLDEST, 0..OLDEST, 0..OLDEST, 0..OLDEST],
+                proptest::array::uniform5(proptest::option::weighted(0.3, a_move_of_several())),
+            )
+                .prop_map(|(ages, between)| Step::Pass { ages, between }),
+        ], 0..60)) -> Case {
+        let world = World::new(false, true, true, Some(spec), false, false, (code, None)).shared(Some(true));
+        // to where the Job is
+        let steps = std::iter::repeat_n(Step::Round, 6).chain(steps).collect();
+        Case { world, steps }
     }
 }
 
@@ -194,6 +228,13 @@ fn cases() -> ProptestConfig {
 
 proptest! {
     #![proptest_config(cases())]
+    #[test]
+    fn a_volume_of_several_workers_is_handed_over_when_it_is_whole(case in a_case_of_several()) {
+        if let Err(Broken(what)) = run(case) {
+            return Err(TestCaseError::fail(what));
+        }
+    }
+
     #[test]
     fn a_claim_gets_a_filled_volume_or_none_and_nothing_is_left_behind(case in a_case()) {
         if let Err(Broken(what)) = run(case) {

@@ -2,6 +2,7 @@
 
 mod dataflow;
 mod guards;
+mod shards;
 mod worker;
 
 use super::*;
@@ -33,6 +34,7 @@ fn usable(version: &str) -> Source {
             keys: KeyPair { id: String::new(), secret: String::new(), token: None },
             version: version.to_owned(),
         },
+        workers: 1,
     }
 }
 

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod shared;
+
 fn of<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
 }
@@ -21,7 +23,11 @@ fn a_claim_is_reduced_to_what_counts() {
             "finalizers": ["kubernetes.io/pvc-protection", "storage.alibabacloud.com/populate-target-protection"],
             "annotations": {"volume.kubernetes.io/selected-node": "node"},
         },
-        "spec": {"volumeName": "pv", "volumeMode": "Block"},
+        "spec": {
+            "volumeName": "pv",
+            "volumeMode": "Block",
+            "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
+        },
         "status": {"phase": "Bound"},
     })));
     assert_eq!(
@@ -36,6 +42,7 @@ fn a_claim_is_reduced_to_what_counts() {
             lost: false,
             selected_node: Some("node".to_owned()),
             block: true,
+            shared: true,
         }
     );
     let lost = Target::of(&of(json!({"status": {"phase": "Lost"}, "spec": {"volumeName": ""}})));

@@ -1,6 +1,7 @@
 //! The model cluster: the objects of one claim, and what everyone but the controller does to them.
 
 mod cpfs;
+mod crew;
 mod moves;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use crate::controller::words;
 use crate::handoff::{ExitCode, Verdict};
 
 pub(super) use self::cpfs::{Cpfs, CpfsMove};
+use self::crew::Crew;
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -33,6 +35,8 @@ pub(super) enum Move {
     NameVolume(bool),
     DropFinalizer,
     WriteSource(u8),
+    /// In the bucket.
+    ChangeObjects,
     DeleteSource,
     Refuse(bool),
     RotateSecret,
@@ -64,6 +68,8 @@ pub(super) enum Move {
     Protect,
     /// Garbage collection, which takes its time.
     Collect,
+    /// A minute.
+    Later,
     // CPFS, and those who have rights there
     Cpfs(CpfsMove),
 }
@@ -111,6 +117,14 @@ pub(super) struct World {
     /// A Pod whose Job someone deleted, and whether it runs.
     stray: Option<(Stray, bool)>,
     job_spec: String,
+    /// Its Pods, where several fill the volume.
+    crew: Crew,
+    /// Whether resources ask for several workers, and then whether the claim is for many nodes.
+    shared: Option<bool>,
+    /// Which objects there are in the bucket.
+    objects: u32,
+    /// Of volumes that several workers fill, which objects each had listed that is done.
+    shares: BTreeMap<String, Vec<Option<u32>>>,
     /// Where volumes are CPFS's.
     cpfs: Option<Cpfs>,
     /// What was asked for last: the prime PVC; the Job, and its spec.
@@ -155,6 +169,10 @@ impl World {
             job: None,
             stray: None,
             job_spec: String::new(),
+            crew: Crew::default(),
+            shared: None,
+            objects: 0,
+            shares: BTreeMap::new(),
             cpfs,
             asked: (None, None),
         };
@@ -162,6 +180,14 @@ impl World {
             world.happen(Move::MakeClass);
         }
         world
+    }
+
+    /// With resources that ask for several workers, if CPFS fills no volumes; `many`: the claim is for
+    /// many nodes.
+    pub(super) fn shared(mut self, many: Option<bool>) -> Self {
+        self.shared = many.filter(|_| self.cpfs.is_none());
+        self.change_target(|target| target.shared = many.unwrap_or_default());
+        self
     }
 
     pub(super) fn now(&self) -> Timestamp {
@@ -229,6 +255,11 @@ impl World {
                         version: self.secret.to_string(),
                     },
                 },
+                workers: match self.shared {
+                    // another number with another spec
+                    Some(_) => [2, 1, 3][usize::from(spec) % 3],
+                    None => 1,
+                },
             },
         }
     }
@@ -245,7 +276,7 @@ impl World {
         pause(self);
         let prime = self.prime.clone();
         pause(self);
-        let worker = self.job.clone();
+        let worker = self.job.clone().map(|job| self.crew.seen(job));
         pause(self);
         let source = if target.is_some() { self.source() } else { Source::Missing };
         pause(self);
@@ -324,7 +355,7 @@ impl World {
                 self.create_prime(prime);
             }
             Action::CreateJob if self.job.is_none() => {
-                let (Source::Usable { digest, access }, Some(prime)) =
+                let (Source::Usable { digest, access, workers }, Some(prime)) =
                     (&seen.facts.source, &seen.facts.prime)
                 else {
                     return broken("a Job without a spec or a volume");
@@ -332,12 +363,16 @@ impl World {
                 let job = Worker {
                     prime: prime.uid.clone(),
                     access: words::access(access),
+                    shards: Crew::shards(*workers),
                     ..Worker::default()
                 };
                 self.create_job(job, digest.clone());
             }
             Action::RecordFailure(failure) if prime_same => {
                 self.change_prime(|prime| prime.failure = Some(failure.clone()));
+            }
+            Action::NoteRound(rounds) if prime_same => {
+                self.change_prime(|prime| prime.rounds = Some(rounds.clone()));
             }
             Action::Rebind => return self.rebind(seen),
             Action::DeleteJob => {
@@ -409,6 +444,7 @@ impl World {
     fn create_job(&mut self, job: Worker, spec: String) {
         self.asked.1 = Some((job.clone(), spec.clone()));
         self.job_spec = spec;
+        self.crew = Crew::of(&job);
         self.job = Some(Worker { uid: format!("job {}", self.next()), ..job });
     }
 
@@ -470,7 +506,7 @@ impl World {
             target.bound && target.volume.is_some() && target.volume != prime.volume
         });
         let outdated = match &seen.facts.source {
-            Source::Usable { digest, access } => {
+            Source::Usable { digest, access, .. } => {
                 let failed_with = prime.failure.as_ref().map(|failure| failure.access.as_str());
                 *digest != prime.digest
                     || failed_with.is_some_and(|failed| failed != words::access(access))
@@ -501,7 +537,7 @@ impl World {
             return broken(format!("bound to {name}, which is not filled"));
         }
         let writes = self.job.as_ref().is_some_and(|job| {
-            job.pod.as_ref().is_some_and(|pod| pod.running)
+            (job.pod.as_ref().is_some_and(|pod| pod.running) || self.crew.runs())
                 && self.prime().is_some_and(|prime| prime.volume.as_ref() == Some(name))
         });
         let stray = self.stray.as_ref().is_some_and(|(_, runs)| *runs);

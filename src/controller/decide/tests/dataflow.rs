@@ -35,7 +35,7 @@ fn planned() -> Plan {
 fn importing(change: impl FnOnce(&mut Observed)) -> Observed {
     let mut seen = filling();
     seen.worker = None;
-    seen.source = Source::Usable { digest: "digest".to_owned(), access: Access::Cpfs };
+    seen.source = Source::Usable { digest: "digest".to_owned(), access: Access::Cpfs, workers: 1 };
     seen.class = Class::Dynamic { waits_for_consumer: false, cpfs: true };
     let prime = seen.prime.as_mut().unwrap();
     (prime.plan, prime.protected) = (Some(planned()), true);
@@ -427,7 +427,7 @@ fn a_class_goes_with_its_mode() {
     let of = |cpfs: bool, access: Access| {
         let mut seen = fresh();
         seen.class = Class::Dynamic { waits_for_consumer: false, cpfs };
-        seen.source = Source::Usable { digest: "digest".to_owned(), access };
+        seen.source = Source::Usable { digest: "digest".to_owned(), access, workers: 1 };
         seen
     };
     let worker = || Access::Role { account: "ossvp-worker".to_owned() };

@@ -25,6 +25,9 @@ impl World {
             Move::DeleteSource => self.spec = None,
             Move::Refuse(refused) => self.refused = refused,
             Move::RotateSecret => self.secret += 1,
+            Move::ChangeObjects => self.objects += 1,
+            Move::Later if self.cpfs.is_none() => self.clock += 60,
+            Move::DeletePod if self.is_shared() => self.crew.lose_pod(self.last),
             Move::DeletePod => {
                 if let Some(job) = self.job.as_mut().filter(|job| job.state == WorkerState::Active)
                     && job.pod.take().is_some_and(|pod| pod.running)
@@ -34,7 +37,8 @@ impl World {
             }
             Move::DeleteJob(pods_go) if self.stray.is_none() => {
                 let uid = self.next().to_string();
-                if let Some(pod) = self.job.take().and_then(|job| job.pod) {
+                let crew = std::mem::take(&mut self.crew).all();
+                if let Some(pod) = self.job.take().and_then(|job| job.pod.or(crew)) {
                     let stray = Stray { name: pod.name, uid, deleting: pods_go };
                     self.stray = Some((stray, pod.running));
                 }
@@ -95,6 +99,8 @@ impl World {
             Move::SyncClaim => self.sync_claim(),
             Move::SyncPrime => self.sync_prime(),
             Move::SyncVolumes => self.sync_volumes(),
+            Move::SyncJob if self.is_shared() => self.sync_crew(),
+            Move::EndPod(code) if self.is_shared() => self.end_one(code),
             Move::SyncJob => self.sync_job(),
             Move::EndPod(code) => self.end_pod(code),
             Move::Protect => self.protect(),
@@ -116,8 +122,13 @@ impl World {
             | Move::DeleteClaim
             | Move::DeletePrime
             | Move::PrimeAgain
+            | Move::Later
             | Move::JobAgain => {}
         }
+    }
+
+    fn is_shared(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| job.shards.is_some())
     }
 
     /// One round of everyone who is not a user.
@@ -138,6 +149,9 @@ impl World {
             Move::SyncPrime,
             Move::SyncClaim,
             Move::SyncVolumes,
+            // of each of several
+            Move::EndPod(self.code),
+            Move::EndPod(self.code),
             Move::EndPod(self.code),
             Move::SyncJob,
             Move::Cpfs(CpfsMove::Reach(true)),
@@ -329,7 +343,10 @@ impl World {
 
     fn protect(&mut self) {
         match &mut self.job {
-            Some(job) if job.deleting && job.pod.is_some() => job.pod = None,
+            Some(job) if job.deleting && (job.pod.is_some() || self.crew.has_pods()) => {
+                job.pod = None;
+                self.crew.disband();
+            }
             Some(job) if job.deleting => self.job = None,
             _ => {}
         }
@@ -337,14 +354,14 @@ impl World {
             self.stray = None;
         }
         let runs = |job: &Worker| job.pod.as_ref().is_some_and(|pod| pod.running);
-        let in_use = self.stray.is_some() || self.job.as_ref().is_some_and(runs);
+        let in_use =
+            self.stray.is_some() || self.job.as_ref().is_some_and(runs) || self.crew.runs();
         if !in_use && self.prime().is_some_and(|prime| prime.deleting && !prime.protected) {
             self.prime = None;
         }
     }
 }
 
-fn verdict(code: i32) -> Verdict {
-    let known = ExitCode::ALL.into_iter().find(|it| i32::from(it.number()) == code);
-    known.map_or(Verdict::Retry, ExitCode::verdict)
+pub(super) fn verdict(code: i32) -> Verdict {
+    ExitCode::of(code).map_or(Verdict::Retry, ExitCode::verdict)
 }

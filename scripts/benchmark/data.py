@@ -21,6 +21,10 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 # As the official tools upload: larger objects in parts, whose ETag is no MD5 of the whole.
 PART = 64 * MIB
 
+# Of the file system with slow names: what a call takes, and how many are served at once.
+SLOW_MS = 2
+SLOW_AT_ONCE = 32
+
 # Changes with the layout below: data of another version are made anew.
 VERSION = 1
 

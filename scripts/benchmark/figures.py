@@ -79,6 +79,10 @@ class Figures:
         if goal.against == "admitted":
             rates = self.of(self.ours, lambda run: run["report"]["objects_fetched"] / seconds(run))
             ratio, against = median(rates) / ADMITTED, f"{ADMITTED:,} objects a second"
+        elif goal.against == "calls":
+            ratio = median(self.of(self.ours, lambda run: run["seconds_of_calls"] / seconds(run)))
+            least = self.median(self.ours, lambda run: run["seconds_of_calls"])
+            against = f"its calls, served side by side: {least:.2f} s"
         else:
             other = self.fastest_peer if goal.against == "fastest peer" else goal.against
             if other not in self.tools:

@@ -32,6 +32,7 @@ _MADV_POPULATE_WRITE = 23
 PATIENCE = 300
 
 USAGE = TARGET / "release" / "usage"
+SLOW = TARGET / "release" / "slow"
 
 
 class Run(TypedDict, total=False):
@@ -46,6 +47,8 @@ class Run(TypedDict, total=False):
     # with limited admission: as the server counts them
     requests: int
     refused: int
+    # on the slow file system: the shortest time in which it serves the calls on names that there were
+    seconds_of_calls: float
     # of ours
     report: dict[str, Any]
     # why the run does not count
@@ -91,6 +94,28 @@ def machine_lock() -> Iterator[None]:
         if path:
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def slow(real: Path, at: Path, calls: dict[str, float]) -> Iterator[None]:
+    """Shows `real` at `at`, where each call on names takes its time; notes what they took at least."""
+    real.mkdir()
+    at.mkdir()
+    command = [SLOW, real, at, f"--delay={data.SLOW_MS}", f"--at-once={data.SLOW_AT_ONCE}"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as served:
+        assert served.stdin and served.stdout
+        if served.stdout.readline() != "ready\n":
+            raise RuntimeError("no FUSE here")
+        try:
+            yield
+        finally:
+            served.stdin.close()
+            metadata = json.loads(served.stdout.readline())["metadata"]
+            calls["seconds"] = metadata * data.SLOW_MS / 1000 / data.SLOW_AT_ONCE
+    at.rmdir()
+    shutil.rmtree(real)
 
 
 def touch_memory(size: int, in_large_pages: bool) -> None:
@@ -175,6 +200,8 @@ class Bench:
             if row.place is None:
                 settle()
                 return self._usage(tool, source, home, home, [])
+            if row.place == "slow":
+                return self._on_slow_names(row, tool, source, home)
             filled = self.places[row.place] / "filled"
             filled.mkdir()
             try:
@@ -194,6 +221,19 @@ class Bench:
                 return run
             finally:
                 shutil.rmtree(filled)
+
+    def _on_slow_names(self, row: Row, tool: Tool, source: Source, home: Path) -> Run:
+        place, calls = self.places["tmpfs"], dict[str, float]()
+        with slow(place / "real", place / "slow", calls):
+            filled = place / "slow" / "filled"
+            filled.mkdir()
+            settle()
+            run = self._usage(tool, source, filled, home, [])
+            # past the view, which would take its time again
+            if differs := difference(self.data / row.bucket, place / "real" / "filled"):
+                run.setdefault("failed", differs)
+        run["seconds_of_calls"] = calls["seconds"]
+        return run
 
     def _usage(self, tool: Tool, source: Source, filled: Path, home: Path, flags: list[str]) -> Run:
         command = self.toolbox.command(tool, source, filled)

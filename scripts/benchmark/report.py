@@ -11,6 +11,7 @@ from statistics import median
 from typing import TypedDict
 
 from . import data
+from .data import SLOW_AT_ONCE, SLOW_MS
 from .figures import PEERS, Figures, Rounds, cpu, family, seconds
 from .peers import PACKAGES, Toolbox
 from .rows import ROWS
@@ -210,6 +211,10 @@ allows.
 - The listing of a million is served by `tests/oss-server`, which computes each page; `pages` is a bare
   loop of requests for them, which reads nothing in them but the next token.
 - Requests that were refused are counted by the server.
+- The file system with slow names is a FUSE view of a tmpfs, which serves {SLOW_AT_ONCE} calls at once and
+  lets each call on names (lookup, create, link, rename, attributes, …) wait {SLOW_MS} ms, as a NAS does.
+  Ours is compared with the time in which as many calls as it made can be served, all side by side; the
+  kernel lets only one call at a time change a directory.
 
 ## What distorts such figures, and what is done about it
 

@@ -28,7 +28,7 @@ class Row:
     bucket: str
     tools: tuple[Tool, ...]
     port: str = "plain"
-    # tmpfs, disk (then everything is synced within the time), or nothing is written
+    # tmpfs, disk (then everything is synced within the time), slow names, or nothing is written
     place: str | None = "tmpfs"
     wall: Goal | None = None
     cpu: Goal | None = None
@@ -134,6 +134,15 @@ ROWS = [
         port="delayed",
         wall=Goal(1.0),
         memory=96,
+    ),
+    Row(
+        "slow-names",
+        f"10,000 × 16 KiB onto a file system with {data.SLOW_MS} ms a call on names",
+        "small",
+        (OURS, *_tools(["--numworkers 64"], ["--transfers 64"], ["--threads 64"])),
+        place="slow",
+        # within 1.3 times of what it takes to serve the calls, as many at once as are served
+        wall=Goal(0.77, "calls"),
     ),
     Row(
         "limited",

@@ -23,8 +23,10 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// What is received at once, and with `--direct` what is written at once.
+/// What is written at once with `--direct`.
 const BUFFER: usize = 1 << 20;
+/// What is received at once, as much as ours receives: it stays in the cache until it is written.
+const RECEIVED: usize = 256 << 10;
 /// What O_DIRECT asks of memory and of offsets.
 const ALIGNMENT: usize = 4096;
 
@@ -235,7 +237,8 @@ impl<'a> Connection<'a> {
         let gathers = self.own.is_some();
         let buffer = self.own.as_mut().unwrap_or(shared);
         let mut begin = current.waiting;
-        let mut end = begin + self.stream.read(&mut buffer[begin..])?;
+        let most = BUFFER.min(begin + RECEIVED);
+        let mut end = begin + self.stream.read(&mut buffer[begin..most])?;
         if begin == end {
             return Err("the server hung up".into());
         }

@@ -907,21 +907,26 @@ fn all_addresses_of_a_name_are_used() {
         let endpoint = format!("http://two.example:{port}");
         let mut inner = signed(&endpoint, Scheme::Oss, &place.volume());
         inner.args(["--addressing", "path", "--concurrency", "8"]);
-        let files = ["hosts", "nsswitch.conf"];
-        let files = files.map(|name| (format!("/etc/{name}"), place.file(name)));
-        let mut command = with_files(&inner, &files);
+        let own = ["hosts", "nsswitch.conf"];
+        let own = own.map(|name| (format!("/etc/{name}"), place.file(name)));
+        let mut command = with_files(&inner, &own);
         let (ran, _) = watched(&mut command, &what);
         if ran.code == 99 || ran.stderr.contains("unshare") {
             return not_here(format!("no mount namespace: {}", ran.stderr));
         }
         assert_eq!(ran.code, 0, "{what}: {}", ran.stderr);
+        let found = files(&place.volume());
+        assert!(
+            KEYS.iter().all(|key| found.get(&key["data/".len()..]) == Some(&body(key))),
+            "{what}"
+        );
         for server in std::iter::once(&first).chain(&other) {
             assert!(
                 server.log().iter().any(|line| line.operation == Operation::GetObject),
                 "{what}"
             );
         }
-        shown(Part::Network, &what, "the volume is complete", 1);
+        shown(Part::Network, &what, "complete, every byte right", 0);
     }
 }
 

@@ -6,12 +6,14 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use faulty::directory::{Directory, Folding, Kind, On, Options};
@@ -917,6 +919,85 @@ fn file_systems_without_flags_or_links_are_filled() {
         PART,
         "the file system knows no flags of a rename (NFS), and no hard links either (some FUSE)",
         "is filled all the same",
+        0,
+    );
+}
+
+/// Calls on names in rooms of the directory of staged files.
+fn in_a_room(call: &faulty::directory::Call) -> bool {
+    // of a link only the new name is known
+    call.kind == Kind::Link || call.paths.iter().any(|path| path.starts_with(".ossvp/staged/room-"))
+}
+
+#[test]
+fn on_a_slow_file_system_files_are_staged_side_by_side_and_a_kill_leaves_nothing() {
+    let server = server();
+    let mut expected = BTreeMap::new();
+    for n in 0..200u64 {
+        let (path, body) = (format!("d{}/{n}", n / 20), bytes(n, 500));
+        server.put(BUCKET, &format!("data/{path}"), body.clone());
+        expected.insert(path, body);
+    }
+    let mount = || {
+        let options = Options::default().threads(32).remember(Duration::from_secs(1));
+        Bad::new(options.plain_renames())
+    };
+    // as a NAS, and above what is taken for a fast file system
+    let slow = || On::kinds(Kind::METADATA).delayed(Duration::from_millis(1));
+    let staged = |bad: &Bad| bad.real().join(".ossvp/staged");
+    let left = |bad: &Bad| std::fs::read_dir(staged(bad)).unwrap().count();
+
+    let Some(bad) = mount() else { return };
+    bad.directory.rule(slow());
+    let canary = canary(&bad.place);
+    std::fs::create_dir_all(staged(&bad)).unwrap();
+    symlink(&canary, staged(&bad).join("room-1")).unwrap();
+    let before = everything(&canary);
+    bad.directory.log();
+    populate(&server, SOURCE, &bad.volume()).run().ended(0);
+    assert_eq!(files(&bad.volume()), expected);
+    assert_eq!(everything(&canary), before);
+    let calls = bad.directory.calls();
+    let made = calls.iter().filter(|call| call.kind == Kind::Create && in_a_room(call));
+    let rooms: BTreeSet<&str> =
+        made.filter_map(|call| Some(call.paths[0].rsplit_once('/')?.0)).collect();
+    assert!(rooms.len() > 16, "{rooms:?}");
+    assert_eq!(left(&bad), 0);
+    bad.directory.clear();
+    ossvp().arg("verify").arg(bad.volume()).run().ended(0);
+
+    for (kind, n) in [(Kind::Mkdir, 5), (Kind::Create, 50), (Kind::Link, 100), (Kind::Unlink, 50)] {
+        let Some(bad) = mount() else { return };
+        let run = || populate(&server, SOURCE, &bad.volume());
+        bad.directory.rule(slow());
+        let worker = Arc::new(Mutex::new(None));
+        let killed = Arc::clone(&worker);
+        bad.directory.rule(On::kind(kind).that(in_a_room).nth(n).runs(move || {
+            if let Some(worker) = *killed.lock().unwrap() {
+                rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+            }
+        }));
+        let mut child = {
+            // it waits for whoever it is to kill
+            let mut worker = worker.lock().unwrap();
+            let child = run().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            *worker = Some(rustix::process::Pid::from_child(&child));
+            child
+        };
+        assert_eq!(child.wait().unwrap().signal(), Some(9), "{kind:?}");
+        bad.directory.clear();
+        holds_to_its_promise(&bad.volume(), &expected, "a kill");
+        bad.directory.rule(slow());
+        run().run().ended(0);
+        bad.directory.clear();
+        assert_eq!(files(&bad.volume()), expected);
+        assert_eq!(left(&bad), 0, "{kind:?}");
+        ossvp().arg("verify").arg(bad.volume()).run().ended(0);
+    }
+    shown(
+        PART,
+        "calls on names take milliseconds (NAS), and the worker is killed in a room of staged files",
+        "files are staged side by side; the next run finishes and leaves no room behind",
         0,
     );
 }

@@ -7,9 +7,12 @@
 
 use std::io;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use http::Response;
 use object_store::GetRange;
 
@@ -23,7 +26,7 @@ use super::transport::Arriving;
 const DOUBTS: u32 = 3;
 
 impl Client {
-    /// Makes one attempt, and a second one beside it if its answer does not begin in time.
+    /// Makes one attempt, and others beside it while no answer begins in time.
     pub(super) async fn hedged(&self, ask: &Ask) -> Result<Response<Arriving>, Failure> {
         self.turn().await;
         let mut first = std::pin::pin!(self.once(ask));
@@ -32,27 +35,47 @@ impl Client {
             answer = &mut first => return answer,
             () = tokio::time::sleep(self.policy.hedge_after) => {}
         }
-        if !self.meter.hedge() {
-            return first.await;
-        }
-        tracing::debug!(key = ?ask.key, "no answer yet: asked elsewhere, too");
-        // few are ever made, and every request would have room for one
-        let mut second = Box::pin(async {
-            self.turn().await;
-            self.once(ask).await
-        });
-        tokio::select! {
-            answer = &mut first => match answer {
-                Err(Failure::Passing { .. }) => second.await,
-                answer => answer,
-            },
-            answer = &mut second => match answer {
-                Err(Failure::Passing { .. }) => first.await,
-                answer => answer,
-            },
+        // few requests ever come to this, and every one would have room for it
+        let first: Attempt<'_> = Box::pin(first);
+        Box::pin(self.first_of_several(ask, first)).await
+    }
+
+    /// Waits for `first`, and makes further attempts, each after twice the time.
+    async fn first_of_several<'a>(
+        &'a self,
+        ask: &'a Ask,
+        first: Attempt<'a>,
+    ) -> Result<Response<Arriving>, Failure> {
+        let mut attempts = FuturesUnordered::from_iter([first]);
+        let mut pause = self.policy.hedge_after;
+        loop {
+            if self.meter.hedge() {
+                tracing::debug!(key = ?ask.key, "no answer yet: asked elsewhere, too");
+                attempts.push(Box::pin(async {
+                    self.turn().await;
+                    self.once(ask).await
+                }));
+            }
+            pause = pause.saturating_mul(2);
+            let silent = tokio::time::sleep(pause);
+            let mut silent = std::pin::pin!(silent);
+            loop {
+                tokio::select! {
+                    biased;
+                    answer = attempts.next() => match answer {
+                        // the others may do better
+                        Some(Err(Failure::Passing { .. })) if !attempts.is_empty() => {}
+                        Some(answer) => return answer,
+                        None => unreachable!("the last answer is returned"),
+                    },
+                    () = &mut silent => break,
+                }
+            }
         }
     }
 }
+
+type Attempt<'a> = Pin<Box<dyn Future<Output = Result<Response<Arriving>, Failure>> + Send + 'a>>;
 
 /// One version of an object, of which bytes can be asked for.
 #[derive(Debug)]

@@ -9,7 +9,8 @@ use crate::handoff::{LogFormat, PopulateArgs, VerifyArgs};
 
 /// Fills a volume with the objects of an OSS prefix, and vouches for it.
 #[derive(Debug, Parser)]
-#[command(name = "ossvp", version = env!("OSSVP_VERSION"), arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "ossvp", version = env!("OSSVP_VERSION"))]
+#[command(arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -1,13 +1,16 @@
 //! The top of the command line.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use clap_mangen::Man;
 
 use crate::controller::{ControllerArgs, ManifestsArgs};
 use crate::handoff::{LogFormat, PopulateArgs, VerifyArgs};
 
 /// Fills a volume with the objects of an OSS prefix, and vouches for it.
 #[derive(Debug, Parser)]
-#[command(name = "ossvp", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "ossvp", version = env!("OSSVP_VERSION"))]
+#[command(arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -29,6 +32,36 @@ pub enum Command {
     Controller(Box<ControllerArgs>),
     /// Print what `kubectl apply -f -` needs: namespaces, resource definition, rights, controller
     Manifests(ManifestsArgs),
+    /// Print what makes a shell complete ossvp's command line
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print a page of the manual, for `man -l -`
+    Man {
+        /// The command that the page is about; ossvp itself if none is named
+        #[arg(value_parser = ["populate", "verify", "controller", "manifests", "completions", "man"])]
+        command: Option<String>,
+    },
+}
+
+/// What makes `shell` complete the command line.
+pub fn completions(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "ossvp", &mut script);
+    script
+}
+
+/// The manual's page about a command, or about all.
+pub fn manual(command: Option<&str>) -> Vec<u8> {
+    let mut all = Cli::command().disable_help_subcommand(true);
+    // gives commands their own names, as ossvp-populate
+    all.build();
+    let about = command.and_then(|name| all.find_subcommand(name)).unwrap_or(&all).clone();
+    let mut page = Vec::new();
+    let man = Man::new(about).source(concat!("ossvp ", env!("OSSVP_VERSION"))).manual("ossvp");
+    man.render(&mut page).expect("memory takes what is written");
+    page
 }
 
 /// How to log, to stderr.

@@ -7,7 +7,7 @@ use std::process::ExitCode as ProcessCode;
 use std::time::Duration;
 
 use clap::Parser;
-use ossvp::cli::{Cli, Command, LogArgs};
+use ossvp::cli::{self, Cli, Command, LogArgs};
 use ossvp::controller::{self, ControllerArgs, ManifestsArgs, Settings, manifests};
 use ossvp::handoff::{ExitCode, Outcome, PopulateArgs, VerifyArgs};
 use ossvp::telemetry::{self, chain};
@@ -28,6 +28,8 @@ fn main() -> ProcessCode {
         Command::Verify(args) => verify(&args),
         Command::Controller(args) => control(*args),
         Command::Manifests(args) => print_manifests(&args),
+        Command::Completions { shell } => print(&cli::completions(shell)),
+        Command::Man { command } => print(&cli::manual(command.as_deref())),
     }
     .into()
 }
@@ -153,14 +155,19 @@ fn control(args: ControllerArgs) -> ExitCode {
 
 fn print_manifests(args: &ManifestsArgs) -> ExitCode {
     match manifests(args) {
-        Ok(yaml) => match std::io::stdout().lock().write_all(yaml.as_bytes()) {
-            Ok(()) => ExitCode::Complete,
-            Err(error) => fail(&format!("cannot write: {error}"), ExitCode::Unexpected),
-        },
+        Ok(yaml) => print(yaml.as_bytes()),
         Err(error) => {
             let _ = write!(std::io::stderr(), "{}", error.render());
             ExitCode::Usage
         }
+    }
+}
+
+/// All of stdout.
+fn print(text: &[u8]) -> ExitCode {
+    match std::io::stdout().lock().write_all(text) {
+        Ok(()) => ExitCode::Complete,
+        Err(error) => fail(&format!("cannot write: {error}"), ExitCode::Unexpected),
     }
 }
 

@@ -82,7 +82,7 @@ pub fn manifests(args: &ManifestsArgs) -> Result<String, clap::Error> {
     let program = std::iter::once("ossvp controller".to_owned());
     let parsed = ControllerLine::try_parse_from(program.chain(line.iter().cloned()))?.args;
     let mut documents = namespaces(namespace, &parsed);
-    documents.push(serde_json::to_value(OSSVolumePopulator::crd()).expect("a definition is JSON"));
+    documents.push(definition());
     documents.extend(accounts(namespace, &parsed.namespace));
     documents.extend(rights(namespace, &parsed));
     let port = parsed.listen.port();
@@ -107,6 +107,29 @@ pub fn manifests(args: &ManifestsArgs) -> Result<String, clap::Error> {
         .iter()
         .map(|document| serde_saphyr::to_string(document).expect("JSON without NaN is YAML"));
     Ok(texts.map(|text| format!("---\n{}\n", text.trim_end())).collect())
+}
+
+/// The resource's definition.
+fn definition() -> Value {
+    let mut crd = serde_json::to_value(OSSVolumePopulator::crd()).expect("a definition is JSON");
+    without_unsigned(&mut crd);
+    crd
+}
+
+/// Takes away the formats that Kubernetes does not know and `kubectl apply` would warn of; that such
+/// a number has no sign its `minimum` says too.
+fn without_unsigned(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            let format = fields.get("format").and_then(Value::as_str);
+            if format.is_some_and(|format| format.starts_with("uint")) {
+                fields.remove("format");
+            }
+            fields.values_mut().for_each(without_unsigned);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_unsigned),
+        _ => {}
+    }
 }
 
 /// The controller assumes a RAM role by its service account's token, as workers do.

@@ -93,6 +93,10 @@ impl Metrics {
         );
         registry.register("ossvp_claims", "Claims in each phase", metrics.claims.clone());
         registry.register("ossvp_leading", "1 for the replica that leads", metrics.leading.clone());
+        // `increase` does not see the first of a series that begins with it
+        for result in [true, false].map(result) {
+            drop(metrics.populations.get_or_create(&ByResult { result }));
+        }
         Self { registry, ..metrics }
     }
 
@@ -140,4 +144,23 @@ impl Metrics {
 
 fn result(ok: bool) -> &'static str {
     if ok { "success" } else { "error" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn populations_are_counted_from_none_on() {
+        let metrics = Metrics::new();
+        let count = |result: &str, count: u32| {
+            let line = format!("ossvp_population_seconds_count{{result=\"{result}\"}} {count}\n");
+            assert!(metrics.text().contains(&line), "{line}{}", metrics.text());
+        };
+        count("success", 0);
+        count("error", 0);
+        metrics.ended(false, Some(Duration::from_secs(3)), None);
+        count("error", 1);
+        count("success", 0);
+    }
 }

@@ -211,6 +211,14 @@ fn the_definition_takes_what_the_document_writes() {
     let columns: Vec<&str> = columns.map(|column| column["name"].as_str().unwrap()).collect();
     assert_eq!(columns, ["Mode", "Bucket", "Path", "Phase", "Progress", "Age"]);
 
+    // of others kubectl warns
+    let known = ["int32", "int64", "double", "date-time"];
+    let text = definition.to_string();
+    for format in text.split("\"format\":\"").skip(1) {
+        let format = format.split('"').next().unwrap();
+        assert!(known.contains(&format), "{format}");
+    }
+
     let spec = &version["schema"]["openAPIV3Schema"]["properties"]["spec"];
     let generic = crate::controller::policy::tests::spec(|spec| {
         spec["generic"]["secretRef"] = "oss-secret".into();

@@ -20,7 +20,8 @@ pub(crate) const SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// A Kubernetes without nodes. Everything that it started is gone when it is dropped.
 ///
 /// Its users are `admin` (group `system:masters`), `system:kube-controller-manager`,
-/// `system:kube-scheduler`, `system:node:node`, `csi-provisioner`, and those of the [`Options`].
+/// `system:kube-scheduler`, `system:node:node`, `csi-provisioner`, `coredns`, and those of the
+/// [`Options`].
 #[derive(Debug)]
 pub struct ControlPlane {
     bin: PathBuf,
@@ -78,6 +79,7 @@ impl ControlPlane {
             ("system:kube-scheduler", ""),
             ("system:node:node", "system:nodes"),
             ("csi-provisioner", "system:masters"),
+            ("coredns", "system:masters"),
         ];
         let more = options.users.iter().map(|(name, groups)| (name.as_str(), groups.as_str()));
         for (name, groups) in own.into_iter().chain(more) {

@@ -5,6 +5,8 @@
 //! [`Node`] adds a machine that runs Pods: kube-scheduler, kubelet, containerd, and a driver for
 //! volumes with its external-provisioner, in namespaces of their own, which only root may make.
 //!
+//! The program `cluster` starts both and runs a command beside them: `cargo run -p cluster -- bash`.
+//!
 //! All that a cluster starts and writes is gone when it is dropped, and also when the process of
 //! the test is killed.
 

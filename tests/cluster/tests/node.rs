@@ -250,6 +250,43 @@ fn a_pod_reaches_the_api_server_by_its_service() {
 }
 
 #[test]
+fn a_pod_finds_another_by_the_name_of_its_headless_service() {
+    let Some(cluster) = &*SHARED else { return };
+    let namespace = namespace(cluster.api());
+    let path = |kind: &str| format!("/api/v1/namespaces/{namespace}/{kind}");
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "web", "labels": {"app": "web"}},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "main",
+                "image": cluster.image,
+                "command": ["sh", "-c", "echo found >/tmp/page && httpd -f -p 8080 -h /tmp"],
+            }],
+        },
+    });
+    cluster.api().create(&path("pods"), &pod).unwrap();
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web"},
+        "spec": {"clusterIP": "None", "selector": {"app": "web"}, "ports": [{"port": 8080}]},
+    });
+    cluster.api().create(&path("services"), &service).unwrap();
+    cluster.api().wait(&path("pods/web"), "a run", |pod| phase(pod) == "Running").unwrap();
+    // alone, with its namespace, and in full: the first two by the domains that a Pod searches
+    let script = format!(
+        "for name in web web.{namespace}.svc web.{namespace}.svc.cluster.local; do
+            until wget -q -O - http://$name:8080/page; do sleep 0.2; done
+        done"
+    );
+    let (_, log) = cluster.runs(&namespace, "client", &script, None, Value::Null);
+    assert_eq!(log.matches("found").count(), 3, "{log}");
+}
+
+#[test]
 fn a_program_of_this_machine_runs_as_an_image() {
     let Some(cluster) = &*SHARED else { return };
     let namespace = namespace(cluster.api());

@@ -56,6 +56,7 @@ pub(crate) fn handle(server: &Server, head: &http::request::Parts, body: &[u8]) 
             Reply::new(204)
         }
         ("GET", "log") => json(&server.counters.log()),
+        ("GET", "ca") => json(&server.tls.as_ref().map(|tls| &tls.ca_pem)),
         ("PUT", "pace") => match serde_json::from_slice::<NewPace>(body) {
             Ok(new) => {
                 *server.pace.lock().expect("no panic while the lock is held") = Pace {

@@ -12,7 +12,7 @@ use oss_server::{Generated, OssServer, parse_rate};
 /// An OSS endpoint in memory, for tests, the demo and benchmarks.
 ///
 /// Faults and counters are at /__admin/faults, /__admin/stats, /__admin/log, /__admin/pace and
-/// /__admin/clock.
+/// /__admin/clock, the CA that vouches for it is at /__admin/ca.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {

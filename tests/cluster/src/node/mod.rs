@@ -8,6 +8,7 @@ mod serving;
 mod settings;
 
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -69,7 +70,8 @@ impl NodeOptions {
     }
 }
 
-/// A node, with a scheduler, a driver for volumes, and classes of them:
+/// A node, with a scheduler, a driver for volumes, and classes of them. There is no kube-proxy: Pods
+/// find headless Services by their names, and of the others only `kubernetes`.
 ///
 /// | class | volumes | bound |
 /// |---|---|---|
@@ -159,6 +161,7 @@ impl Node {
             &Image::new(PAUSE).program("/pause", &node.bin.join("pause")).entrypoint(&["/pause"]),
         )?;
         node.kubelet(control_plane, &cgroup, options)?;
+        node.coredns(control_plane)?;
         node.outside(control_plane)?;
         node.objects(control_plane.api(), options)?;
         node.ready(control_plane.api())?;
@@ -193,22 +196,44 @@ impl Node {
     ) -> Result<(), Error> {
         let file = |name: &str| self.folder.join(name);
         let ca = control_plane.folder().join("ca.crt");
-        write(&file("kubelet.json"), &settings::kubelet(&ca, &self.folder, cgroup).to_string())?;
+        let settings = settings::kubelet(&ca, &self.folder, cgroup, self.machine.ip());
+        write(&file("kubelet.json"), &settings.to_string())?;
         write(&file("resolv.conf"), "")?;
-        let token = control_plane.token("system:node:node")?;
-        let text = kubeconfig(&format!("https://{SERVICE_IP}"), control_plane.ca_pem(), token);
-        write(&file("kubelet.kubeconfig"), &text)?;
+        let kubeconfig = self.kubeconfig("kubelet", "system:node:node", control_plane)?;
         let mut command = self.machine.enter(self.bin.join("kubelet"));
         command
             .arg("--config")
             .arg(file("kubelet.json"))
             .arg("--kubeconfig")
-            .arg(file("kubelet.kubeconfig"))
+            .arg(kubeconfig)
             // with the loopback address the API server could not ask it for logs
             .arg(format!("--node-ip={}", self.machine.ip()))
             .arg(format!("--hostname-override={NAME}"))
             .args(&options.kubelet);
         self.run("kubelet", command)
+    }
+
+    /// How a component finds the API server from within the node's network.
+    fn kubeconfig(
+        &self,
+        component: &str,
+        user: &str,
+        control_plane: &ControlPlane,
+    ) -> Result<PathBuf, Error> {
+        let token = control_plane.token(user)?;
+        let text = kubeconfig(&format!("https://{SERVICE_IP}"), control_plane.ca_pem(), token);
+        let file = self.folder.join(format!("{component}.kubeconfig"));
+        write(&file, &text).map(|()| file)
+    }
+
+    /// On the node's own address, where the kubelet sends Pods.
+    fn coredns(&mut self, control_plane: &ControlPlane) -> Result<(), Error> {
+        let kubeconfig = self.kubeconfig("coredns", "coredns", control_plane)?;
+        let config = self.folder.join("Corefile");
+        write(&config, &settings::coredns(self.machine.ip(), &kubeconfig))?;
+        let mut command = self.machine.enter(self.bin.join("coredns"));
+        command.arg("-conf").arg(config);
+        self.run("coredns", command)
     }
 
     /// What of a node's company runs on the host.
@@ -305,6 +330,25 @@ impl Node {
         run(&mut self.ctr(&["images", "import", "--local", &path])).map(drop)
     }
 
+    /// A program that imports the archive of `docker save` that is its argument: for whoever has
+    /// only the machine that the node is on.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written.
+    pub fn importer(&self) -> Result<PathBuf, Error> {
+        let command = self.ctr(&["images", "import", "--local"]);
+        let words: Vec<String> = std::iter::once(command.get_program())
+            .chain(command.get_args())
+            .map(|word| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''")))
+            .collect();
+        let file = self.folder.join("import");
+        write(&file, &format!("#!/bin/sh\nexec {} \"$1\"\n", words.join(" ")))?;
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&file, mode).map_err(Error::file("make a program of", &file))?;
+        Ok(file)
+    }
+
     /// A shell and its tools, as the image `cluster.test/busybox:1`, which this imports.
     ///
     /// # Errors
@@ -347,7 +391,8 @@ impl Node {
         self.machine.enter(program)
     }
 
-    /// What a component wrote: `kubelet`, `containerd`, `kube-scheduler` or `csi-provisioner`.
+    /// What a component wrote: `kubelet`, `containerd`, `coredns`, `kube-scheduler` or
+    /// `csi-provisioner`.
     pub fn log(&self, component: &str) -> PathBuf {
         self.folder.join(format!("{component}.log"))
     }

@@ -1,11 +1,15 @@
 //! The settings of what runs on the node.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 /// The image that holds a Pod's namespaces.
 pub(crate) const PAUSE: &str = "cluster.test/pause:1";
+
+/// What the names of Services end in.
+const DOMAIN: &str = "cluster.local";
 
 /// containerd's, in TOML.
 pub(crate) fn containerd(bin: &Path, folder: &Path) -> String {
@@ -70,8 +74,23 @@ pub(crate) fn cni(pod_net: &str) -> Value {
     })
 }
 
+/// CoreDNS's: the names of Services.
+pub(crate) fn coredns(ip: Ipv4Addr, kubeconfig: &Path) -> String {
+    format!(
+        ".:53 {{
+    bind {ip}
+    errors
+    kubernetes {DOMAIN} {{
+        kubeconfig {}
+    }}
+}}
+",
+        kubeconfig.display()
+    )
+}
+
 /// The kubelet's.
-pub(crate) fn kubelet(ca: &Path, folder: &Path, cgroup: &str) -> Value {
+pub(crate) fn kubelet(ca: &Path, folder: &Path, cgroup: &str, dns: Ipv4Addr) -> Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -82,11 +101,14 @@ pub(crate) fn kubelet(ca: &Path, folder: &Path, cgroup: &str) -> Value {
         },
         "authorization": {"mode": "Webhook"},
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        "clusterDNS": [dns],
+        "clusterDomain": DOMAIN,
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": format!("/{cgroup}"),
         "failCgroupV1": false,
         "failSwapOn": false,
-        // nobody answers; the host's file may name a server that a Pod cannot reach
+        // for what is no Service nobody answers; the host's file may name a server that a Pod cannot
+        // reach
         "resolvConf": folder.join("resolv.conf"),
         // a disk that is nearly full is the host's matter
         "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},

@@ -22,7 +22,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::crd::{Addressing, Generic, OSSVolumePopulatorSpec, Unmappable, Verify};
+use super::crd::{Addressing, Generic, Mode, OSSVolumePopulatorSpec, Unmappable, Verify};
 use super::policy::{Access, Refusal};
 use super::settings::{Security, WorkerSettings};
 use super::{names, words};
@@ -50,7 +50,9 @@ const BACKOFF_LIMIT: i32 = 6;
 
 /// How many workers fill a volume by `spec`.
 pub(crate) fn workers(spec: &OSSVolumePopulatorSpec) -> u32 {
-    let asked = spec.generic.as_ref().and_then(|generic| generic.parallelism);
+    // elsewhere CPFS does the work, whatever is left of another mode
+    let generic = spec.generic.as_ref().filter(|_| spec.mode == Mode::Generic);
+    let asked = generic.and_then(|generic| generic.parallelism);
     // as the resource's own rule, for clusters that do not check it
     asked.unwrap_or(1).clamp(1, ShardOf::MOST)
 }

@@ -579,7 +579,9 @@ fn populate(
                 .tell(created)
                 .act(Action::Rebind)
         }
-        WorkerState::Failed if worker.disagrees() => shards::again(prime, worker, created, now),
+        WorkerState::Failed if worker.disagrees() || worker.unexplained => {
+            shards::again(prime, worker, created, now)
+        }
         WorkerState::Failed => failed(worker, words::why(worker), created, now),
         WorkerState::Active => under_way(seen, worker, created, now),
     }

@@ -192,6 +192,8 @@ pub(crate) struct Worker {
     pub(crate) unfinished: usize,
     /// Its newest Pod; of the newest of each share, one that does not run yet, else one that runs.
     pub(crate) pod: Option<WorkerPod>,
+    /// Whether the end of one Pod ended all of several workers, and that Pod is not there any more.
+    pub(crate) unexplained: bool,
     /// How the newest Pod that ended did so; of several shares', the end that decides.
     pub(crate) ended: Option<Ended>,
     /// Where the progress of each share is found.
@@ -361,6 +363,9 @@ impl Worker {
         pods.sort_by_key(|pod| {
             (pod.metadata.creation_timestamp.as_ref().map(|t| t.0), pod.name_any())
         });
+        let by_policy = status.conditions.iter().flatten().any(|condition| {
+            condition.type_ == "Failed" && condition.reason.as_deref() == Some("PodFailurePolicy")
+        });
         let state = match (has("Complete"), has("Failed")) {
             (true, _) => WorkerState::Complete,
             (false, true) => WorkerState::Failed,
@@ -389,6 +394,7 @@ impl Worker {
             unfinished: pods.iter().filter(|pod| !has_ended(pod)).count(),
             failed_pods: status.failed.unwrap_or_default(),
             pod: latest.into_values().max_by_key(|pod| (!pod.ended, !pod.running)),
+            unexplained: shards.is_some() && by_policy && !ended.iter().any(shards::ends_all),
             ended: ended.into_iter().max_by_key(weight),
             progress: None,
         }

@@ -95,6 +95,9 @@ pub(crate) fn again(worker: &Worker) -> String {
             let said = in_resource_terms(&ended.message);
             format!("all workers look again: {said}").trim_end_matches(": ").to_owned()
         }
+        None if worker.unexplained => {
+            "all workers look again: the one whose end ended all is not there to say why".to_owned()
+        }
         None => "all workers look again: none is left to say that the volume is whole".to_owned(),
     }
 }
@@ -103,6 +106,7 @@ pub(crate) fn again(worker: &Worker) -> String {
 pub(crate) fn never_agreed(worker: &Worker, rounds: u32) -> String {
     let told = match worker.ended.as_ref().filter(|_| worker.disagrees()) {
         Some(ended) => ended_as(ended),
+        None if worker.unexplained => "the worker whose end ended all was lost".to_owned(),
         None => "no worker was left to say that the volume is whole".to_owned(),
     };
     format!(

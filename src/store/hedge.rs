@@ -36,37 +36,41 @@ impl Client {
             () = tokio::time::sleep(self.policy.hedge_after) => {}
         }
         // few requests ever come to this, and every one would have room for it
-        let first: Attempt<'_> = Box::pin(first);
+        let first: Attempt<'_> = Box::pin(async { (Which::First, first.await) });
         Box::pin(self.first_of_several(ask, first)).await
     }
 
-    /// Waits for `first`, and makes further attempts, each after twice the time.
+    /// Waits for `first`; while it does, makes further attempts, each after twice the time.
     async fn first_of_several<'a>(
         &'a self,
         ask: &'a Ask,
         first: Attempt<'a>,
     ) -> Result<Response<Arriving>, Failure> {
         let mut attempts = FuturesUnordered::from_iter([first]);
+        let mut failed = None;
         let mut pause = self.policy.hedge_after;
         loop {
-            if self.meter.hedge() {
+            if failed.is_none() && self.meter.hedge() {
                 tracing::debug!(key = ?ask.key, "no answer yet: asked elsewhere, too");
                 attempts.push(Box::pin(async {
                     self.turn().await;
-                    self.once(ask).await
+                    (Which::Hedge, self.once(ask).await)
                 }));
             }
             pause = pause.saturating_mul(2);
-            let silent = tokio::time::sleep(pause);
-            let mut silent = std::pin::pin!(silent);
+            let mut silent = std::pin::pin!(tokio::time::sleep(pause));
             loop {
                 tokio::select! {
                     biased;
                     answer = attempts.next() => match answer {
+                        Some((_, Ok(answer))) => return Ok(answer),
                         // the others may do better
-                        Some(Err(Failure::Passing { .. })) if !attempts.is_empty() => {}
-                        Some(answer) => return answer,
-                        None => unreachable!("the last answer is returned"),
+                        Some((Which::First, Err(failure @ Failure::Passing { .. }))) => {
+                            failed = Some(failure);
+                        }
+                        Some((Which::First, Err(failure))) => return Err(failure),
+                        Some((Which::Hedge, Err(_))) => {}
+                        None => return Err(failed.expect("the first attempt has ended")),
                     },
                     () = &mut silent => break,
                 }
@@ -75,7 +79,15 @@ impl Client {
     }
 }
 
-type Attempt<'a> = Pin<Box<dyn Future<Output = Result<Response<Arriving>, Failure>> + Send + 'a>>;
+/// Which of several attempts.
+#[derive(Debug, Clone, Copy)]
+enum Which {
+    First,
+    Hedge,
+}
+
+type Attempt<'a> =
+    Pin<Box<dyn Future<Output = (Which, Result<Response<Arriving>, Failure>)> + Send + 'a>>;
 
 /// One version of an object, of which bytes can be asked for.
 #[derive(Debug)]

@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
-use tokio::sync::Mutex;
 use tower_service::Service;
 
 /// How long addresses are used. Connections are made in bursts, hundreds within a second, and in a Pod
@@ -17,34 +17,38 @@ use tower_service::Service;
 const FRESH: Duration = Duration::from_secs(5);
 
 /// Looks names up, by the system's resolver if not told otherwise.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Names<R> {
+pub(super) struct Names<R: Service<Name>> {
     resolver: R,
-    known: Arc<Mutex<HashMap<Name, Known>>>,
+    known: Arc<Mutex<HashMap<Name, Known<R::Error>>>>,
 }
 
-#[derive(Debug)]
-struct Known {
+impl<R: Service<Name> + Clone> Clone for Names<R> {
+    fn clone(&self) -> Self {
+        Self { resolver: self.resolver.clone(), known: Arc::clone(&self.known) }
+    }
+}
+
+/// One look-up, for all who want to know.
+type LookUp<E> = Shared<BoxFuture<'static, Result<Arc<[SocketAddr]>, Arc<E>>>>;
+
+struct Known<E> {
     since: Instant,
-    addresses: Vec<SocketAddr>,
-    /// Connections made to them.
+    found: LookUp<E>,
+    /// Connections made to what was found.
     used: usize,
 }
 
-impl Known {
-    /// The addresses in the order in which the next connection tries them. Those of the family that
-    /// the resolver prefers stay in front.
-    fn next(&mut self) -> Vec<SocketAddr> {
-        let mut addresses = self.addresses.clone();
-        let preferred = addresses.first().map_or(0, |first| {
-            addresses.iter().take_while(|one| one.is_ipv4() == first.is_ipv4()).count()
-        });
-        if preferred > 0 {
-            addresses[..preferred].rotate_left(self.used % preferred);
-        }
-        self.used += 1;
-        addresses
+/// The addresses in the order in which the connection `number` tries them. Those of the family that the
+/// resolver prefers stay in front.
+fn in_turn(addresses: &[SocketAddr], number: usize) -> Vec<SocketAddr> {
+    let mut addresses = addresses.to_vec();
+    let preferred = addresses.first().map_or(0, |first| {
+        addresses.iter().take_while(|one| one.is_ipv4() == first.is_ipv4()).count()
+    });
+    if preferred > 0 {
+        addresses[..preferred].rotate_left(number % preferred);
     }
+    addresses
 }
 
 impl Names<GaiResolver> {
@@ -57,30 +61,30 @@ impl<R> Service<Name> for Names<R>
 where
     R: Service<Name, Response: Iterator<Item = SocketAddr>> + Clone + Send + 'static,
     R::Future: Send,
+    R::Error: Send + Sync + 'static,
 {
     type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = R::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, R::Error>> + Send>>;
+    type Error = Arc<R::Error>;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), R::Error>> {
-        self.resolver.poll_ready(cx)
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.resolver.poll_ready(cx).map_err(Arc::new)
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let Self { mut resolver, known } = self.clone();
-        Box::pin(async move {
-            // whoever is first looks it up, the others wait for what it finds
-            let mut known = known.lock().await;
-            known.retain(|_, known| known.since.elapsed() < FRESH);
-            if let Some(known) = known.get_mut(&name) {
-                return Ok(known.next().into_iter());
-            }
-            let addresses = resolver.call(name.clone()).await?.collect();
-            let mut found = Known { since: Instant::now(), addresses, used: 0 };
-            let next = found.next();
-            known.insert(name, found);
-            Ok(next.into_iter())
-        })
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // what failed is not remembered, only shared by those who wait for it
+        known.retain(|_, known| {
+            known.since.elapsed() < FRESH && !matches!(known.found.peek(), Some(Err(_)))
+        });
+        let known = known.entry(name.clone()).or_insert_with(|| {
+            let looking = self.resolver.call(name);
+            let found = async move { Ok(looking.await.map_err(Arc::new)?.collect()) };
+            Known { since: Instant::now(), found: found.boxed().shared(), used: 0 }
+        });
+        let (found, number) = (known.found.clone(), known.used);
+        known.used += 1;
+        async move { Ok(in_turn(&found.await?, number).into_iter()) }.boxed()
     }
 }
 

@@ -93,7 +93,13 @@ impl State {
         Some(unit)
     }
 
-    /// The next action, if there is one now.
+    fn plan(&mut self, action: Action) {
+        self.others += usize::from(!is_fetch(&action));
+        self.planned.push_back(action);
+    }
+
+    /// The next action, if there is one now; where names are `slow`, any of those whose order does not
+    /// matter.
     ///
     /// # Errors
     /// The plan's failure, once: for the others there is nothing more to do.
@@ -163,8 +169,7 @@ impl Queue {
             {
                 let mut state = self.state();
                 if state.planned.len() < AHEAD {
-                    state.others += usize::from(!is_fetch(&action));
-                    state.planned.push_back(action);
+                    state.plan(action);
                     break;
                 }
             }
@@ -264,5 +269,81 @@ impl Queue {
     pub(crate) fn open(&self, large: Arc<Large>) {
         self.state().larges.push(Open { large, next: 0, lane: None });
         self.more.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::list::{Entry, Target};
+    use super::*;
+    use crate::keys::Key;
+
+    /// The action `number`: a fetch, or one whose place among them matters.
+    fn action(number: usize, is_fetch: bool) -> Action {
+        let name = number.to_string();
+        let path = name.parse().unwrap();
+        let entry = Entry {
+            key: Key::new(name.clone()).unwrap(),
+            relative: name,
+            target: if is_fetch { Target::File(path) } else { Target::Directory(path) },
+            size: 0,
+            etag: None,
+            modified_ms: 0,
+            symlink: false,
+            sha256: None,
+            mine: true,
+        };
+        match is_fetch {
+            true => Action::Fetch { entry, replaces: false },
+            false => Action::MakeDirectory { entry, kept: false },
+        }
+    }
+
+    fn number(action: &Action) -> usize {
+        let (Action::Fetch { entry, .. } | Action::MakeDirectory { entry, .. }) = action else {
+            panic!("{action:?}");
+        };
+        entry.relative.parse().unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_planned_is_taken_once_and_never_past_what_is_no_fetch(
+            planned in prop::collection::vec((prop::bool::weighted(0.9), 0usize..4), 0..300),
+            slow: bool,
+        ) {
+            let mut state = State::default();
+            let mut taken = Vec::new();
+            for (at, (is_fetch, takes)) in planned.iter().enumerate() {
+                state.plan(action(at, *is_fetch));
+                for _ in 0..*takes {
+                    taken.extend(state.action(slow).unwrap().as_ref().map(number));
+                }
+            }
+            while let Some(action) = state.action(slow).unwrap() {
+                taken.push(number(&action));
+            }
+            let mut sorted = taken.clone();
+            sorted.sort_unstable();
+            prop_assert_eq!(&sorted, &(0..planned.len()).collect::<Vec<_>>());
+            for (place, number) in taken.iter().enumerate() {
+                if !planned[*number].0 || !slow {
+                    prop_assert!(taken[..place].iter().all(|before| before < number));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn where_names_are_slow_what_follows_one_another_is_far_apart() {
+        let mut state = State::default();
+        (0..AHEAD).for_each(|at| state.plan(action(at, true)));
+        let first: Vec<usize> =
+            (0..64).map(|_| number(&state.action(true).unwrap().unwrap())).collect();
+        let hundreds: std::collections::BTreeSet<usize> = first.iter().map(|at| at / 100).collect();
+        assert!(hundreds.len() > 25, "{first:?}");
     }
 }

@@ -5,8 +5,9 @@
 //! one takes milliseconds, a single directory would let some hundred files a second through, however
 //! many requests there are: there each file is staged in one of several rooms, and linked to its name.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{self, AtFlags, OFlags};
 
@@ -35,16 +36,17 @@ pub(crate) fn name(number: u64, slow: bool) -> String {
 /// The directory.
 #[derive(Debug)]
 pub(crate) struct Staging {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     /// As messages show it, relative to the volume root.
     path: String,
-    rooms: [OnceLock<OwnedFd>; ROOMS as usize],
+    /// Those that are open, by their names.
+    rooms: Mutex<HashMap<String, Arc<OwnedFd>>>,
 }
 
 /// Where a staged file is.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Place<'a> {
-    pub(crate) at: BorrowedFd<'a>,
+    pub(crate) at: Arc<OwnedFd>,
     pub(crate) name: &'a str,
     /// Whether the file system is one for which files are staged in rooms.
     pub(crate) in_a_room: bool,
@@ -54,8 +56,12 @@ impl Staging {
     /// Opens the directory in `own`, made if missing.
     pub(crate) fn open(own: &Own) -> Result<Self, VolumeError> {
         let path = own.shown(STAGED);
-        let fd = open_or_make_directory(own.fd(), STAGED, &path)?;
-        Ok(Self { fd, path, rooms: [const { OnceLock::new() }; ROOMS as usize] })
+        let fd = Arc::new(open_or_make_directory(own.fd(), STAGED, &path)?);
+        Ok(Self { fd, path, rooms: Mutex::default() })
+    }
+
+    fn rooms(&self) -> MutexGuard<'_, HashMap<String, Arc<OwnedFd>>> {
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shown(&self, name: &str) -> String {
@@ -65,18 +71,19 @@ impl Staging {
     /// Where the file `name` is; its room is made if need be.
     pub(crate) fn place<'a>(&'a self, name: &'a str) -> Result<Place<'a>, VolumeError> {
         let Some((room, own_name)) = name.split_once('/') else {
-            return Ok(Place { at: self.fd.as_fd(), name, in_a_room: false });
+            return Ok(Place { at: Arc::clone(&self.fd), name, in_a_room: false });
         };
-        let number = room.strip_prefix(ROOM).and_then(|number| number.parse::<usize>().ok());
-        let kept = number.and_then(|number| self.rooms.get(number)).expect("a name of this module");
-        let at = match kept.get() {
-            Some(fd) => fd,
+        let known = self.rooms().get(room).cloned();
+        let at = match known {
+            Some(at) => at,
             None => {
-                let fd = open_or_make_directory(&self.fd, room, &self.shown(room))?;
-                kept.get_or_init(|| fd)
+                // not under the lock: it takes its time, and two that open it get the same directory
+                let at = Arc::new(open_or_make_directory(&*self.fd, room, &self.shown(room))?);
+                self.rooms().insert(room.to_owned(), Arc::clone(&at));
+                at
             }
         };
-        Ok(Place { at: at.as_fd(), name: own_name, in_a_room: true })
+        Ok(Place { at, name: own_name, in_a_room: true })
     }
 
     /// Opens the file `name`; `fresh` refuses one that exists. What is no file of one name is replaced:
@@ -91,12 +98,12 @@ impl Staging {
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | more;
         if fresh {
             let flags = flags | OFlags::EXCL;
-            return uninterrupted(|| fs::openat(place.at, place.name, flags, FILE_MODE))
+            return uninterrupted(|| fs::openat(&place.at, place.name, flags, FILE_MODE))
                 .map_err(|errno| failed("make", path())(errno));
         }
-        match open_file(place.at, place.name, &path(), flags, Names::One) {
+        match open_file(&place.at, place.name, &path(), flags, Names::One) {
             Err(VolumeError::InTheWay { .. }) => {
-                new_file(place.at, place.name, &path(), OFlags::RDWR | more)
+                new_file(&place.at, place.name, &path(), OFlags::RDWR | more)
             }
             other => other,
         }
@@ -105,12 +112,13 @@ impl Staging {
     /// Removes the file `name`, if it exists.
     pub(crate) fn discard(&self, name: &str) -> Result<(), VolumeError> {
         let place = self.place(name)?;
-        remove_file(place.at, place.name, &self.shown(name)).map(drop)
+        remove_file(&place.at, place.name, &self.shown(name)).map(drop)
     }
 
     /// Removes every file that `keep` does not want, and all rooms with what is in them; says how many
-    /// bytes are reserved by the others. Nothing may be staged meanwhile, nor in a room after it.
+    /// bytes are reserved by the others. Nothing may be staged meanwhile.
     pub(crate) fn clean(&self, keep: impl Fn(&str) -> bool) -> Result<u64, VolumeError> {
+        self.rooms().clear();
         let mut reserved = 0;
         for name in names(&self.fd, &self.path)? {
             if keep(&name) {

@@ -28,8 +28,9 @@ use crate::keys::{OWN_DIRECTORY, VolumePath};
 /// The file whose lock says that a worker is there; a crash releases it.
 const LOCK: &str = "lock";
 
-/// Open directories kept for the next file. Objects come in key order, so the same few directories
-/// are used again and again; the number only bounds descriptors.
+/// Open directories kept for the next file. Objects come in key order, or where names are slow out of
+/// some thousand that are planned, so the same few directories are used again and again; the number
+/// only bounds descriptors.
 const CACHED_DIRECTORIES: usize = 256;
 
 /// How a staged file came to its name.
@@ -150,7 +151,12 @@ impl Volume {
         let slot = {
             let mut cache = lock(&self.directories);
             if cache.len() >= CACHED_DIRECTORIES && !cache.contains_key(path) {
-                cache.clear();
+                // any half: the others are likely to be wanted again
+                let mut keep = false;
+                cache.retain(|_, _| {
+                    keep = !keep;
+                    keep
+                });
             }
             Arc::clone(cache.entry(path.to_owned()).or_default())
         };
@@ -394,13 +400,13 @@ impl Volume {
         let staged = self.staging().place(name)?;
         self.beside(path, |at, own_name| {
             let rename =
-                || fs::renameat_with(staged.at, staged.name, at, own_name, RenameFlags::NOREPLACE);
+                || fs::renameat_with(&staged.at, staged.name, at, own_name, RenameFlags::NOREPLACE);
             let named = match staged.in_a_room {
-                true => link(staged, at, own_name),
+                true => link(&staged, at, own_name),
                 false => match rename() {
                     // NFS and some FUSE file systems know no flags
                     Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                        link(staged, at, own_name)
+                        link(&staged, at, own_name)
                     }
                     other => other,
                 },
@@ -416,8 +422,9 @@ impl Volume {
     /// Gives the staged file `name` its own name, in place of a file that has it.
     pub(crate) fn replace(&self, name: &str, path: &VolumePath) -> Result<(), VolumeError> {
         let staged = self.staging().place(name)?;
-        let rename =
-            |at: BorrowedFd<'_>, own_name: &str| fs::renameat(staged.at, staged.name, at, own_name);
+        let rename = |at: BorrowedFd<'_>, own_name: &str| {
+            fs::renameat(&staged.at, staged.name, at, own_name)
+        };
         match self.beside(path, rename) {
             Err(VolumeError::Call {
                 source: Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST,
@@ -478,18 +485,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Links a staged file to its own name in `at`: a link does not replace what is there, as a rename does.
-/// A file system that has no links is asked what is there, and trusted that no one puts something there
-/// meanwhile.
-fn link(staged: Place<'_>, at: BorrowedFd<'_>, own_name: &str) -> Result<(), Errno> {
-    match fs::linkat(staged.at, staged.name, at, own_name, AtFlags::empty()) {
-        Ok(()) => uninterrupted(|| fs::unlinkat(staged.at, staged.name, AtFlags::empty())),
-        Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP | Errno::MLINK) => {
-            match fs::statat(at, own_name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(_) => Err(Errno::EXIST),
-                Err(Errno::NOENT) => fs::renameat(staged.at, staged.name, at, own_name),
-                Err(errno) => Err(errno),
-            }
+fn link(staged: &Place<'_>, at: BorrowedFd<'_>, own_name: &str) -> Result<(), Errno> {
+    match fs::linkat(&staged.at, staged.name, at, own_name, AtFlags::empty()) {
+        Ok(()) => match uninterrupted(|| fs::unlinkat(&staged.at, staged.name, AtFlags::empty())) {
+            // done before, by a call whose answer was lost on its way from a file server
+            Err(Errno::NOENT) => Ok(()),
+            unlinked => unlinked,
+        },
+        // no links, or none across directories
+        Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP | Errno::MLINK | Errno::XDEV) => {
+            rename_beside(staged, at, own_name)
         }
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Renames a staged file to its own name in `at`, unless something has it. A file system that cannot see
+/// to that is asked what is there, and trusted that no one puts something there meanwhile.
+fn rename_beside(staged: &Place<'_>, at: BorrowedFd<'_>, own_name: &str) -> Result<(), Errno> {
+    match fs::renameat_with(&staged.at, staged.name, at, own_name, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+        renamed => return renamed,
+    }
+    match fs::statat(at, own_name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Err(Errno::EXIST),
+        Err(Errno::NOENT) => fs::renameat(&staged.at, staged.name, at, own_name),
         Err(errno) => Err(errno),
     }
 }

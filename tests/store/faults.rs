@@ -371,6 +371,28 @@ async fn a_hedge_brings_no_other_version() {
 }
 
 #[tokio::test]
+async fn a_hedge_that_is_answered_with_another_version_is_not_used() {
+    let server = with_object();
+    server.fault(Fault::get("a").times(1).stall_after(300_000, Duration::from_millis(500)));
+    // by a server that does not know If-Match
+    server.fault(Fault::get("a").skip(1).etag("another"));
+    server.fault(Fault::get("a").skip(1).flip_byte(SIZE as u64 - 1));
+    let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+    assert_eq!(get(&source, "a").await.unwrap(), pattern(SIZE));
+    assert!(hedged(&source) >= 1);
+}
+
+#[tokio::test]
+async fn a_hedge_that_is_refused_ends_nothing() {
+    let server = with_object();
+    server.fault(Fault::get("a").times(1).delay(Duration::from_millis(500)));
+    server.fault(Fault::get("a").skip(1).status(403, "AccessDenied"));
+    let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+    assert_eq!(get(&source, "a").await.unwrap(), pattern(SIZE));
+    assert!(hedged(&source) >= 1);
+}
+
+#[tokio::test]
 async fn a_source_that_is_slow_as_a_whole_is_not_asked_for_everything_twice() {
     let server = start(server());
     for index in 0..100 {

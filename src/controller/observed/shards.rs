@@ -53,7 +53,8 @@ impl Shards {
         let count = spec.completions.filter(|count| indexed && *count > 1)?;
         // the Job's limit is the shares' together, and every cluster keeps that one
         let rounds = spec.backoff_limit.unwrap_or_default() / count;
-        Some(Self { count: count as u32, rounds: rounds.max(0) as u32 })
+        // once at least: it takes no more than a look where nobody is left to say that all is there
+        Some(Self { count: count as u32, rounds: rounds.max(1) as u32 })
     }
 }
 
@@ -116,6 +117,12 @@ pub(crate) fn summed(shares: &[Option<Progress>]) -> Option<Progress> {
         eta_s: None,
         ..first.clone()
     })
+}
+
+/// Whether an end is one that ends all workers.
+pub(crate) fn ends_all(ended: &Ended) -> bool {
+    let code = ended.code.and_then(ExitCode::of);
+    code == Some(ExitCode::Changed) || code.map(ExitCode::verdict) == Some(Verdict::Stop)
 }
 
 /// How much the end of one of several workers says about all of them, once the Job is in `state`.

@@ -97,6 +97,11 @@ fn workers_that_do_not_agree_look_again_all_of_them_for_a_while() {
             "Provisioning DeleteJob Replaced",
         ),
         (
+            "what ended all of them is lost",
+            but(ended(WorkerState::Failed, end(143, false)), |it| worker(it).unexplained = true),
+            "Populating NoteRound Created",
+        ),
+        (
             "another failure stays one",
             ended(WorkerState::Failed, end(3, false)),
             "Failed RecordFailure Created",

@@ -110,6 +110,15 @@ fn workers_disagree_by_the_exit_code_that_says_so() {
     let pods = |code| [of_share(0, "a", 1, ended(code, "Error", ""))];
     assert!(Worker::of(&indexed("Failed"), &pods(5)).disagrees());
     assert!(!Worker::of(&indexed("Failed"), &pods(4)).disagrees());
+    // what says so, or why all were ended, may be lost
+    let mut by_policy = indexed("Failed");
+    let said = by_policy.status.as_mut().unwrap().conditions.as_mut().unwrap();
+    said[0].reason = Some("PodFailurePolicy".to_owned());
+    for (code, unexplained) in [(5, false), (3, false), (143, true), (0, true)] {
+        assert_eq!(Worker::of(&by_policy, &pods(code)).unexplained, unexplained, "{code}");
+    }
+    assert!(Worker::of(&by_policy, &[] as &[Arc<Pod>]).unexplained);
+    assert!(!Worker::of(&indexed("Failed"), &pods(143)).unexplained);
     let one = [pod("a", 1, ended(5, "Error", ""))];
     assert!(!Worker::of(&job(), &one).disagrees());
 }

@@ -2,9 +2,9 @@
 //!
 //! Our own client, because keys must come out exact and answers must be seen whole: it signs
 //! (`sign`), sends (`transport`, `wire`), judges refusals (`verdict`) and tries again (`retry`),
-//! lists one page ahead (`lister`, `listing`) and resumes broken bodies (`body`). To the rest of
-//! ossvp a source is a stream of [`Listed`] and an [`object_store::ObjectStore`], so a decorator can
-//! stand between, and tests can bring their own.
+//! lists a few pages ahead (`lister`, `listing`) or with several listers at once (`spread`, `divide`),
+//! and resumes broken bodies (`body`). To the rest of ossvp a source is a stream of [`Listed`] and an
+//! [`object_store::ObjectStore`], so a decorator can stand between, and tests can bring their own.
 //!
 //! Keys travel through [`object_store::path::Path`] by [`location()`] and come back by [`key_at`].
 
@@ -12,6 +12,7 @@ mod answer;
 mod body;
 mod client;
 mod credentials;
+mod divide;
 mod endpoint;
 mod error;
 mod files;
@@ -32,6 +33,7 @@ mod retry;
 mod rrsa;
 pub(crate) mod service;
 mod sign;
+mod spread;
 mod stated;
 mod transport;
 mod turns;
@@ -222,6 +224,25 @@ impl Source {
                 lister::list(client.clone(), self.prefix.clone(), after.cloned())
             }
             Place::Directory(files) => files.list(after.cloned()),
+        }
+    }
+
+    /// The objects under the prefix, each once, in no order.
+    ///
+    /// A bucket is listed by one lister as long as there are a few pages, then by several at once: each
+    /// in a part of the keys, which is divided again for whoever has come to its end. That takes a
+    /// source that lists behind a key what it lists behind that key anyway; one that is seen to do
+    /// otherwise, or to list in another order than by bytes, is listed by one lister.
+    ///
+    /// Of a directory: as [`Source::list`].
+    ///
+    /// # Errors
+    /// Those of [`Source::list`], and [`StoreError::Torn`] where parts do not make a whole:
+    /// [`Source::list`] is to be asked then. After an error nothing follows.
+    pub fn list_unordered(&self) -> BoxStream<'static, Result<Listed, StoreError>> {
+        match &self.place {
+            Place::Bucket(client) => spread::list(client.clone(), self.prefix.clone()),
+            Place::Directory(files) => files.list(None),
         }
     }
 

@@ -51,6 +51,7 @@ use tokio::task::JoinHandle;
 
 use crate::handoff::{ExitCode, MARKER_VERSION, Marker, Plan, ShardOf, VerifyMode};
 use crate::store::Source;
+use crate::telemetry::chain;
 
 pub use audit::{Audit, audit};
 pub use cap::{Cap, Capped};
@@ -132,9 +133,11 @@ pub(crate) enum Success {
 async fn perform(options: &Arc<Options>, watch: &Arc<Watch>) -> Result<Success, Failure> {
     let source = open_source(options, watch)?;
     if options.dry_run {
-        let plan = match dry_run(options, watch, &source, options.plan_first).await {
-            Err(Failure::OutOfOrder { .. }) if !options.plan_first => {
-                dry_run(options, watch, &source, true).await?
+        // sorted first, because several listers list in no order
+        let plan = match dry_run(options, watch, &source, true).await {
+            Err(failure) if list::is_unsorted(&failure) && !options.plan_first => {
+                tracing::warn!(error = %chain(&failure), "listing again, page by page: no room to sort it");
+                dry_run(options, watch, &source, false).await?
             }
             planned => planned?,
         };

@@ -6,6 +6,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use oss_server::{Fault, Generated, Sizes};
 use support::{BUCKET, Place, Run, bytes, files, ossvp, populate, server, tree};
 
 #[test]
@@ -164,4 +165,37 @@ fn a_dry_run_plans_and_writes_nothing() {
     assert_eq!(plan.sizes, [(4096, 1, 1000), (262_144, 1, 100_000)]);
     assert_eq!(plan.fits, Some(true));
     assert!(!place.volume().exists());
+}
+
+#[test]
+fn a_listing_in_parts_that_do_not_meet_is_read_by_one() {
+    let server = server();
+    let place = Place::new();
+    let (prefix, sizes) = ("data/".to_owned(), Sizes::Fixed(10));
+    server.generate(BUCKET, Generated { prefix, count: 20_000, sizes, seed: 1, fan_out: 0 });
+    // a key that no other part has
+    server.fault(Fault::list().from_key().replace(".bin</Key>", ".bin0</Key>"));
+    let ran = populate(&server, "oss://bucket/data/", &place.volume())
+        .arg("--dry-run")
+        .run()
+        .ended(0)
+        .says("listing anew, page by page");
+    let plan = ran.report().plan.unwrap();
+    assert_eq!((plan.objects, plan.bytes), (20_000, 200_000));
+}
+
+#[test]
+fn a_dry_run_without_room_to_sort_lists_page_by_page() {
+    let server = server();
+    let place = Place::new();
+    // more than is sorted in memory
+    let (prefix, sizes) = (format!("data/{}/", "d".repeat(250)), Sizes::Fixed(10));
+    server.generate(BUCKET, Generated { prefix, count: 60_000, sizes, seed: 1, fan_out: 0 });
+    let ran = populate(&server, "oss://bucket/data/", &place.volume())
+        .arg("--dry-run")
+        .env("TMPDIR", place.volume().join("nowhere"))
+        .run()
+        .ended(0)
+        .says("no room to sort it");
+    assert_eq!(ran.report().plan.unwrap().objects, 60_000);
 }

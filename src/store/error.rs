@@ -295,6 +295,14 @@ pub enum StoreError {
         /// What is wrong.
         reason: String,
     },
+    /// A listing in parts that do not make a whole.
+    #[error(
+        "the listing of {subject} was asked for in parts that do not meet: it changed meanwhile, or is in no order"
+    )]
+    Torn {
+        /// What was asked for.
+        subject: Box<Subject>,
+    },
     /// A listing with a key that was not asked for.
     #[error("the listing holds {key}, which does not begin with {prefix:?}")]
     OutsidePrefix {
@@ -409,6 +417,7 @@ impl StoreError {
             | Self::Stalled { .. }
             | Self::Unavailable { .. }
             | Self::Malformed { .. }
+            | Self::Torn { .. }
             | Self::OutsidePrefix { .. }
             | Self::Other { .. } => Class::Transient,
             Self::File { source, .. } => {

@@ -31,8 +31,8 @@ const MAX_PAGE: usize = 8 * 1024 * 1024;
 /// rules make a few; the tokens of a circle repeat sooner or later, but not at once.
 const MAX_EMPTY_PAGES: u32 = 1000;
 
-/// The most pages that are asked for before they are wanted: one that the source makes, and one for each
-/// of two cores to read.
+/// The most pages that a lone lister asks for before they are wanted: one that the source makes, and one
+/// for each of two cores to read.
 const AHEAD: usize = 3;
 
 /// A page being fetched; dropping it stops that.
@@ -48,12 +48,23 @@ impl Drop for Ahead {
     }
 }
 
-struct Lister {
+/// What one page has.
+#[derive(Debug)]
+pub(super) struct Paged {
+    pub(super) objects: Vec<Listed>,
+    /// Whether pages follow.
+    pub(super) more: bool,
+}
+
+/// Goes through the pages of a listing.
+pub(super) struct Lister {
     client: Arc<Client>,
     prefix: Prefix,
     after: Option<Key>,
     /// In their order.
     ahead: VecDeque<Ahead>,
+    /// How many those may be.
+    most_ahead: usize,
     /// The token of the page behind those, once the last of them has come.
     next: Option<oneshot::Receiver<String>>,
     empty_pages: u32,
@@ -71,19 +82,10 @@ pub(super) fn list(
     prefix: Prefix,
     after: Option<Key>,
 ) -> BoxStream<'static, Result<Listed, StoreError>> {
-    let lister = Lister {
-        client,
-        prefix,
-        after,
-        ahead: VecDeque::new(),
-        next: None,
-        empty_pages: 0,
-        pages: 0,
-        milestone: None,
-    };
+    let lister = Lister::new(client, prefix, after, AHEAD);
     futures::stream::try_unfold(Some(lister), |lister| async move {
         let Some(mut lister) = lister else { return Ok(None) };
-        let (objects, more) = lister.page().await?;
+        let Paged { objects, more } = lister.page().await?;
         Ok::<_, StoreError>(Some((objects, more.then_some(lister))))
     })
     .map_ok(|objects| futures::stream::iter(objects.into_iter().map(Ok)))
@@ -93,8 +95,28 @@ pub(super) fn list(
 }
 
 impl Lister {
-    /// The next page's objects, and whether pages follow.
-    async fn page(&mut self) -> Result<(Vec<Listed>, bool), StoreError> {
+    /// Asks for nothing yet.
+    pub(super) fn new(
+        client: Arc<Client>,
+        prefix: Prefix,
+        after: Option<Key>,
+        most_ahead: usize,
+    ) -> Self {
+        Self {
+            client,
+            prefix,
+            after,
+            ahead: VecDeque::new(),
+            most_ahead,
+            next: None,
+            empty_pages: 0,
+            pages: 0,
+            milestone: None,
+        }
+    }
+
+    /// The next page.
+    pub(super) async fn page(&mut self) -> Result<Paged, StoreError> {
         let Page { objects, next } = self.first().await?;
         if let Some(token) = next {
             let here = (token.clone(), digest(&objects));
@@ -119,16 +141,16 @@ impl Lister {
                 self.ahead.clear();
                 self.fetch(Some(token));
             }
-            return Ok((objects, true));
+            return Ok(Paged { objects, more: true });
         }
         self.ahead.clear();
-        Ok((objects, false))
+        Ok(Paged { objects, more: false })
     }
 
     /// Waits for the first of the pages ahead; meanwhile asks for those behind it.
     async fn first(&mut self) -> Result<Page, StoreError> {
         loop {
-            let room = self.ahead.len() < AHEAD;
+            let room = self.ahead.len() < self.most_ahead;
             let Some(first) = self.ahead.front_mut() else {
                 self.fetch(None);
                 continue;

@@ -24,6 +24,9 @@ use crate::store::{Listed, Source, StoreError};
 /// request and a file, about as much as this many bytes on a fast connection.
 const OBJECT_WEIGHT: u64 = 64 << 10;
 
+/// The action that a spooled listing fails with where there is no room for it.
+const SORT: &str = "sort";
+
 /// Where an entry goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -111,8 +114,9 @@ impl Listing {
         Self::new(Raw::Source(source.list(None)), options, filter, counters)
     }
 
-    /// The listing read to its end first, and sorted: for sources in no order, and for planning
-    /// before the first fetch. Every key is placed, and all must fit `capacity`.
+    /// The listing read to its end first, and sorted: for sources in no order, for planning before the
+    /// first fetch, and for several listers at once. With a `capacity`, every key is placed and all must
+    /// fit before there is a listing.
     pub(crate) async fn spooled(
         source: &Source,
         options: &Options,
@@ -121,24 +125,28 @@ impl Listing {
         spill: SpillFile,
         capacity: Option<Capacity>,
     ) -> Result<Self, Failure> {
-        let mut listed = source.list(None);
         let mut sorter = Sorter::new(spill);
-        while let Some(object) = listed.next().await {
-            let object = object?;
-            sorter.push(object.key.as_str().as_bytes(), &packed(&object)).map_err(spool_failed)?;
+        match gather(source.list_unordered(), &mut sorter).await {
+            Err(Failure::Store(error @ StoreError::Torn { .. })) => {
+                tracing::warn!(%error, "listing anew, page by page");
+                sorter.clear();
+                gather(source.list(None), &mut sorter).await?;
+            }
+            gathered => gathered?,
         }
         let sorted = sorter.finish().map_err(spool_failed)?;
-        let rehearsed = Arc::<Counters>::default();
-        let mut rehearsal =
-            Self::new(Raw::Spooled(sorted), options, Arc::clone(&filter), Arc::clone(&rehearsed));
-        while rehearsal.next().await?.is_some() {
-            if let Some(capacity) = capacity {
+        let mut raw = Raw::Spooled(sorted);
+        if let Some(capacity) = capacity {
+            let rehearsed = Arc::<Counters>::default();
+            let mut rehearsal =
+                Self::new(raw, options, Arc::clone(&filter), Arc::clone(&rehearsed));
+            while rehearsal.next().await?.is_some() {
                 capacity.takes(&rehearsed)?;
             }
-        }
-        let mut raw = rehearsal.raw;
-        if let Raw::Spooled(sorted) = &mut raw {
-            sorted.rewind().map_err(spool_failed)?;
+            raw = rehearsal.raw;
+            if let Raw::Spooled(sorted) = &mut raw {
+                sorted.rewind().map_err(spool_failed)?;
+            }
         }
         Ok(Self::new(raw, options, filter, counters))
     }
@@ -148,7 +156,7 @@ impl Listing {
             Raw::Source(stream) => Ok(stream.next().await.transpose()?),
             Raw::Spooled(sorted) => match sorted.next().map_err(spool_failed)? {
                 None => Ok(None),
-                Some((key, value)) => unpacked(&key, &value)
+                Some((key, value)) => unpacked(key, &value)
                     .map(Some)
                     .ok_or_else(|| spool_failed(io::ErrorKind::InvalidData.into())),
             },
@@ -237,9 +245,25 @@ impl Listing {
     }
 }
 
+/// Takes all of a listing.
+async fn gather(
+    mut listed: BoxStream<'static, Result<Listed, StoreError>>,
+    sorter: &mut Sorter,
+) -> Result<(), Failure> {
+    while let Some(object) = listed.next().await {
+        let object = object?;
+        sorter.push(object.key.as_str().as_bytes(), &packed(&object)).map_err(spool_failed)?;
+    }
+    Ok(())
+}
+
+/// Whether a listing failed because it could not be sorted, and not by what it holds.
+pub(crate) fn is_unsorted(failure: &Failure) -> bool {
+    matches!(failure, Failure::Volume(VolumeError::Call { action: SORT, .. }))
+}
+
 fn spool_failed(error: io::Error) -> Failure {
-    VolumeError::Call { action: "sort", path: "the listing".to_owned(), source: errno(&error) }
-        .into()
+    VolumeError::Call { action: SORT, path: "the listing".to_owned(), source: errno(&error) }.into()
 }
 
 /// Who takes which object: the shard that has the least so far. Every shard lists everything and
@@ -270,19 +294,21 @@ impl Shards {
 fn packed(listed: &Listed) -> Vec<u8> {
     let Listed { key: _, size, etag, modified, symlink, archived } = listed;
     let flags = u8::from(*symlink) | u8::from(*archived) << 1 | u8::from(etag.is_some()) << 2;
-    let mut value = vec![flags];
+    let etag = etag.as_deref().unwrap_or("").as_bytes();
+    let mut value = Vec::with_capacity(17 + etag.len());
+    value.push(flags);
     value.extend_from_slice(&size.to_le_bytes());
     value.extend_from_slice(&modified.timestamp_millis().to_le_bytes());
-    value.extend_from_slice(etag.as_deref().unwrap_or("").as_bytes());
+    value.extend_from_slice(etag);
     value
 }
 
-fn unpacked(key: &[u8], value: &[u8]) -> Option<Listed> {
+fn unpacked(key: Vec<u8>, value: &[u8]) -> Option<Listed> {
     let (flags, rest) = value.split_first()?;
     let (size, rest) = rest.split_first_chunk::<8>()?;
     let (modified, etag) = rest.split_first_chunk::<8>()?;
     Some(Listed {
-        key: Key::new(std::str::from_utf8(key).ok()?).ok()?,
+        key: Key::new(String::from_utf8(key).ok()?).ok()?,
         size: u64::from_le_bytes(*size),
         etag: (flags & 4 != 0).then(|| String::from_utf8(etag.to_vec()).ok()).flatten(),
         modified: DateTime::from_timestamp_millis(i64::from_le_bytes(*modified))?,
@@ -323,7 +349,7 @@ mod tests {
                 key: Key::new(key).unwrap(), size, etag,
                 modified: DateTime::from_timestamp_millis(ms).unwrap(), symlink, archived,
             };
-            let back = unpacked(listed.key.as_str().as_bytes(), &packed(&listed)).unwrap();
+            let back = unpacked(listed.key.as_str().into(), &packed(&listed)).unwrap();
             prop_assert_eq!(format!("{back:?}"), format!("{listed:?}"));
         }
     }

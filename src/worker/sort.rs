@@ -84,6 +84,15 @@ impl Sorter {
         Ok(())
     }
 
+    /// Forgets what was collected.
+    pub(crate) fn clear(&mut self) {
+        self.file = None;
+        self.file_end = 0;
+        self.runs.clear();
+        self.arena.clear();
+        self.index.clear();
+    }
+
     fn sort_run(&mut self) {
         let arena = &self.arena;
         // stable: records of one key keep their order

@@ -10,4 +10,5 @@ mod listing;
 mod reach;
 mod refusals;
 mod scripted;
+mod spread;
 mod support;

@@ -88,7 +88,7 @@ fn list(server: &Server, call: &Call, faults: &[Action]) -> Result<Reply, ApiErr
     });
     let buckets = server.store.buckets.read().expect("no panic while the lock is held");
     let bucket = buckets.get(&call.bucket).ok_or_else(|| ApiError::no_such_bucket(&call.bucket))?;
-    listing::page(bucket, call, circle).map(Reply::xml)
+    listing::page(bucket, call, circle, server.page).map(Reply::xml)
 }
 
 fn with(

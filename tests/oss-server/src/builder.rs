@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 
 use crate::faults::Faults;
 use crate::handle::OssServer;
+use crate::listing::MOST;
 use crate::request::Addressing;
 use crate::server::{Pace, Server, accept};
 use crate::stats::Counters;
@@ -32,6 +33,7 @@ pub struct Builder {
     tls: bool,
     expired: bool,
     crc_in_s3: bool,
+    page: usize,
     sts: Config,
 }
 
@@ -49,6 +51,7 @@ impl Default for Builder {
             tls: false,
             expired: false,
             crc_in_s3: false,
+            page: MOST,
             sts: Config::default(),
         }
     }
@@ -162,6 +165,11 @@ impl Builder {
         self.crc_in_s3 = true;
         self
     }
+    /// The most keys in one page of a listing, however many are asked for: at most 1000.
+    pub fn page(mut self, keys: usize) -> Self {
+        self.page = keys.clamp(1, MOST);
+        self
+    }
     /// STS believes this token of this provider for this role.
     pub fn oidc(mut self, role_arn: &str, provider_arn: &str, token: &str) -> Self {
         self.sts.role_arn = Some(role_arn.into());
@@ -243,6 +251,7 @@ impl Builder {
             request_ids: AtomicU64::new(0),
             tls,
             crc_in_s3: self.crc_in_s3,
+            page: self.page,
             sts: Sts::new(self.sts),
         });
         let listener = {

@@ -138,6 +138,7 @@ pub struct Matcher {
     key: Option<String>,
     prefix: Option<String>,
     range_start: Option<u64>,
+    from_key: bool,
     /// Matches that pass unharmed first.
     skip: u64,
     times: Option<u64>,
@@ -183,6 +184,11 @@ impl Matcher {
     /// Only requests whose Range begins at this offset.
     pub fn range_start(mut self, offset: u64) -> Self {
         self.range_start = Some(offset);
+        self
+    }
+    /// Only listings that begin behind a key (`start-after`), and of those the first page.
+    pub fn from_key(mut self) -> Self {
+        self.from_key = true;
         self
     }
     /// Only the first so many that match.
@@ -340,7 +346,10 @@ impl Matcher {
             }
             _ => true,
         };
+        let from_key =
+            call.query("start-after").is_some() && call.query("continuation-token").is_none();
         wanted_byte
+            && (from_key || !self.from_key)
             && self.operation.is_none_or(|operation| operation == call.operation)
             && self.key.as_ref().is_none_or(|key| *key == call.key)
             && self.prefix.as_ref().is_none_or(|prefix| call.key.starts_with(prefix.as_str()))

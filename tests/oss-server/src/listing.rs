@@ -14,7 +14,7 @@ const PLAIN: AsciiSet =
     NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 /// The most keys in one page.
-const MOST: usize = 1000;
+pub(crate) const MOST: usize = 1000;
 
 /// What a listing that does not end repeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,8 +30,13 @@ pub(crate) enum Circle {
     Empty,
 }
 
-/// The page that `call` asks for.
-pub(crate) fn page(bucket: &Bucket, call: &Call, circle: Circle) -> Result<String, ApiError> {
+/// The page that `call` asks for, of at most `bound` keys.
+pub(crate) fn page(
+    bucket: &Bucket,
+    call: &Call,
+    circle: Circle,
+    bound: usize,
+) -> Result<String, ApiError> {
     let repeat_token = circle == Circle::Token;
     let v2 = call.operation == Operation::ListObjectsV2;
     let prefix = call.query("prefix").unwrap_or("");
@@ -76,7 +81,7 @@ pub(crate) fn page(bucket: &Bucket, call: &Call, circle: Circle) -> Result<Strin
         prefix,
         delimiter,
         after: &after,
-        most,
+        most: most.min(bound),
         encode,
         owner: !v2 || call.query("fetch-owner") == Some("true"),
     };
@@ -103,6 +108,8 @@ pub(crate) fn page(bucket: &Bucket, call: &Call, circle: Circle) -> Result<Strin
         element("EncodingType", "url", false);
     }
     element("IsTruncated", if page.truncated || repeat_token { "true" } else { "false" }, false);
+    // The SDKs of OSS decode it, those of S3 do not.
+    let encode_token_too = encode && call.dialect == Dialect::Oss;
     if v2 {
         element("StartAfter", call.query("start-after").unwrap_or(""), encode);
         if let Some(token) = token {
@@ -110,7 +117,7 @@ pub(crate) fn page(bucket: &Bucket, call: &Call, circle: Circle) -> Result<Strin
         }
         element("KeyCount", &page.count.to_string(), false);
         match (repeat_token, token) {
-            (true, Some(token)) => element("NextContinuationToken", token, false),
+            (true, Some(token)) => element("NextContinuationToken", token, encode_token_too),
             _ if page.truncated || repeat_token => {
                 let mut next = encode_token(&page.last);
                 if circle != Circle::None && circle != Circle::Token {
@@ -119,7 +126,7 @@ pub(crate) fn page(bucket: &Bucket, call: &Call, circle: Circle) -> Result<Strin
                         token.and_then(|token| token.rsplit_once('.')?.1.parse::<u64>().ok());
                     next.push_str(&format!(".{}", turn.unwrap_or(0) + 1));
                 }
-                element("NextContinuationToken", &next, false);
+                element("NextContinuationToken", &next, encode_token_too);
             }
             _ => {}
         }

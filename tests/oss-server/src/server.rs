@@ -54,6 +54,8 @@ pub(crate) struct Server {
     pub(crate) tls: Option<Tls>,
     /// Whether answers of the S3 dialect carry OSS's CRC: nobody has said whether OSS's do.
     pub(crate) crc_in_s3: bool,
+    /// The most keys of a page.
+    pub(crate) page: usize,
     pub(crate) sts: Sts,
 }
 

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::sync::{Mutex, PoisonError};
+
 use oss_server::{Generated, OssServer, PutOptions, Sizes};
 use support::{BUCKET, ID, Place, Ran, Run, SECRET, populate};
 
@@ -29,8 +31,13 @@ fn within(ran: &Ran, what: &str, limit: u64) {
     assert!(peak < limit, "{what}: {} MiB, at most {} MiB", peak / MIB, limit / MIB);
 }
 
+/// One at a time: how high the level of concurrency goes, and with it memory, depends on what else the
+/// machine does.
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn a_million_keys_are_planned_within_64_mib() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let server = server();
     let place = Place::new();
     generate(&server, "data/", 1_000_000, 1000);
@@ -44,6 +51,7 @@ fn a_million_keys_are_planned_within_64_mib() {
 /// At whatever level of concurrency is found: a request that waits holds no buffer.
 #[test]
 fn a_volume_is_filled_within_96_mib() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let server = server();
     let place = Place::new();
     server.put_synthetic(BUCKET, "data/large", 300 * MIB, 1, PutOptions::new());

@@ -67,12 +67,12 @@ pub enum StoreError {
     Proxy(String),
     /// Nothing offers credentials.
     #[error(
-        "no credentials found: set {variables}, mount an RRSA token, or take --anonymous if the bucket is public{}",
+        "no credentials found: {places}, or take --anonymous if the bucket is public{}",
         detail.as_deref().map(|detail| format!(" ({detail})")).unwrap_or_default()
     )]
     NoCredentials {
-        /// The environment variables that would do.
-        variables: &'static str,
+        /// What would do.
+        places: &'static str,
         /// What the last resort said.
         detail: Option<String>,
     },

@@ -217,8 +217,12 @@ fn verify(args: &VerifyArgs) -> ExitCode {
     };
     match worker::audit(&args.volume, &differs) {
         Ok(audit) => {
+            let mends = match audit.differences {
+                0 => "",
+                _ => "; run ossvp populate again with --force, which fetches what differs",
+            };
             let line = format!(
-                "{} files and {} bytes are as they were committed, {} differences",
+                "{} files and {} bytes are as they were committed, {} differences{mends}",
                 audit.intact, audit.bytes, audit.differences
             );
             fail(&line, audit.exit_code())

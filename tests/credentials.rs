@@ -312,7 +312,7 @@ fn tls_is_trusted_by_the_bundle_and_by_nothing_else() {
     std::fs::write(&ca, server.ca_pem().unwrap()).unwrap();
     let run = || signed(&server, SOURCE, &place);
     let ran = run().run().ended(3).says("certificate of 127.0.0.1:");
-    assert!(ran.stderr.contains("CA bundle"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("--ca-bundle"), "{}", ran.stderr);
     assert_eq!(server.stats().requests, 0);
     works(run().arg("--ca-bundle").arg(&ca), &place);
     works(run().env("SSL_CERT_FILE", &ca).arg("--force"), &place);

@@ -99,6 +99,7 @@ fn usage_is_2_and_leaves_an_outcome() {
         (&["--part-size", "8 parsecs"], "--part-size"),
         (&["--part-size", "1KiB"], "--part-size 1KiB: at least 64KiB"),
         (&["--throughput", "fast"], "--throughput"),
+        (&["--throughput", "0"], "from 16KiB/s"),
         (&["--concurrency", "0"], "--concurrency"),
         (&["--timeout", "soon"], "--timeout"),
         (&["--timeout", "1ms"], "--timeout: at least 10ms"),
@@ -109,7 +110,12 @@ fn usage_is_2_and_leaves_an_outcome() {
         (&["--verify", "perhaps"], "--verify"),
         (&["--endpoint", "ftp://host"], "endpoint \"ftp://host\""),
         (&["--endpoint", "http://host/bucket"], "the bucket goes into the source"),
-        (&["--endpoint", "oss.example.com"], "does not tell its region"),
+        (&["--endpoint", "oss.example.com"], "does not tell its region: give --region"),
+        (&["--region", ""], "neither --region nor --endpoint is given"),
+        (
+            &["--endpoint", "http://10.0.0.1", "--region", "cn-x", "--addressing", "virtual"],
+            "use --addressing path",
+        ),
         (&["--region", "cn-x", "--ca-bundle", "/nonexistent/ca.pem"], "/nonexistent/ca.pem"),
         (&["--addressing", "elsewhere"], "--addressing"),
     ] {
@@ -172,9 +178,10 @@ fn what_the_source_refuses_is_3_and_named_with_what_helps() {
     ends(unknown.env("OSS_ACCESS_KEY_ID", "nobody"), 3, &key);
     let nobody = &mut run(SOURCE);
     nobody.env_remove("OSS_ACCESS_KEY_ID").env_remove("OSS_ACCESS_KEY_SECRET");
-    let none = ["no credentials found", "OSS_ACCESS_KEY_ID", "anonymously"];
+    let none = ["no credentials found", "OSS_ACCESS_KEY_ID", "--anonymous"];
     ends(nobody, 3, &none);
-    ends(run(SOURCE).arg("--anonymous"), 3, &["access to bucket bucket is denied"]);
+    let refused = ["access to bucket bucket is denied", "leave out --anonymous"];
+    ends(run(SOURCE).arg("--anonymous"), 3, &refused);
     ends(
         &mut run("oss://bucket/elsewhere/"),
         3,
@@ -277,6 +284,24 @@ fn an_endpoint_that_nobody_serves_is_4() {
     command.args(["populate", SOURCE]).arg(place.volume());
     command.args(["--endpoint", &format!("http://127.0.0.1:{port}"), "--region", "cn-x"]);
     ends(&mut command, 4, &[&format!("cannot connect to 127.0.0.1:{port}")]);
+    assert!(!place.is_marked());
+}
+
+#[test]
+fn a_service_without_tls_or_without_a_host_for_each_bucket_is_told_from_one_that_is_not_there() {
+    let (server, place) = (filled(server()), Place::new());
+    let run = |flags: &[&str]| {
+        let mut command = ossvp();
+        command.env("OSS_ACCESS_KEY_ID", ID).env("OSS_ACCESS_KEY_SECRET", SECRET);
+        command.args(["populate", SOURCE]).arg(place.volume()).args(["--region", "cn-x"]);
+        command.args(["--retry-for", "100ms", "--endpoint"]).args(flags);
+        command
+    };
+    let bare = server.endpoint().replace("http://", "");
+    let plain = ["cannot connect to 127.0.0.1:", "begin --endpoint with http://"];
+    ends(&mut run(&[&bare]), 4, &plain);
+    let hosts = ["cannot connect to bucket.localhost:1", "take --addressing path"];
+    ends(&mut run(&["http://localhost:1", "--addressing", "virtual"]), 4, &hosts);
     assert!(!place.is_marked());
 }
 

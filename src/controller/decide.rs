@@ -393,9 +393,7 @@ fn fill(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
         return Decision::new(Phase::Failed, &refusal.message).warn(refusal.reason).look_again();
     }
     let Some(prime) = &seen.prime else { return begin(seen, target, now) };
-    if prime.deleting {
-        return replace(seen, "the prime PVC was deleted; its volume is given up", now);
-    }
+    // before what follows: a prime PVC that goes for one of these reasons was not deleted by someone
     if let Source::Usable { digest, access, .. } = &seen.source {
         if *digest != prime.digest {
             return replace(seen, "the resource was changed; filling a fresh volume", now);
@@ -405,6 +403,9 @@ fn fill(seen: &Observed, target: &Target, now: Timestamp) -> Decision {
         {
             return replace(seen, "the credentials were changed; filling a fresh volume", now);
         }
+    }
+    if prime.deleting {
+        return replace(seen, "the prime PVC was deleted; its volume is given up", now);
     }
     // while the prime PVC is bound to it, a volume that someone deletes stays, but for nothing
     let going = |volume: &Volume| volume.deleting && volume.claim.as_deref() == Some(&prime.uid);
@@ -517,7 +518,8 @@ fn provision(seen: &Observed, target: &Target, prime: &Prime, now: Timestamp) ->
     }
     match &seen.warning {
         None => {
-            Decision::new(Phase::Provisioning, "waiting for the volume to be made").look_again()
+            let message = "waiting for the StorageClass's driver to make the volume";
+            Decision::new(Phase::Provisioning, message).look_again()
         }
         Some(warning) => {
             let message = format!("the volume cannot be made yet: {warning}");

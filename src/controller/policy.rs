@@ -128,7 +128,7 @@ pub(crate) fn admit(
         }
         (Mode::BmcpfsDataflow, _) => {
             prefix(&spec.path)?;
-            return bucket(spec, namespace, credentials, settings.require_grant);
+            return bucket(spec, namespace, credentials, settings);
         }
     };
     if !settings.gates.pod_handler {
@@ -141,7 +141,7 @@ pub(crate) fn admit(
     prefix(&spec.path)?;
     pod(generic, settings)?;
     build::arguments(spec, settings.worker.ca_configmap.is_some())?;
-    access(namespace, credentials, settings.require_grant)
+    access(namespace, credentials, settings)
 }
 
 fn endpoint(endpoint: &str, allowed: &[String]) -> Result<(), Refusal> {
@@ -269,8 +269,9 @@ fn reaches_control_plane(toleration: &Toleration) -> bool {
 fn access(
     namespace: &str,
     credentials: Option<&Credentials>,
-    require_grant: bool,
+    settings: &Settings,
 ) -> Result<Access, Refusal> {
+    let (populators, require_grant) = (&settings.namespace, settings.require_grant);
     match credentials {
         None | Some(Credentials::Bucket { .. }) => Err(Refusal::new(
             "PopulatorInvalid",
@@ -279,7 +280,7 @@ fn access(
         Some(Credentials::Secret { name, found: None }) => Err(Refusal::new(
             "PopulatorSecretNotFound",
             format!(
-                "generic.secretRef: there is no Secret {name} in the populator namespace; make it there, with accessKeyId and accessKeySecret"
+                "generic.secretRef: there is no Secret {name} in namespace {populators}; make it there, with accessKeyId and accessKeySecret"
             ),
         )),
         Some(Credentials::Secret { name, found: Some(secret) }) => {
@@ -296,7 +297,7 @@ fn access(
                 Refusal::new(
                     "PopulatorSecretInvalid",
                     format!(
-                        "generic.secretRef: Secret {name} has no accessKeyId and accessKeySecret"
+                        "generic.secretRef: Secret {name} of namespace {populators} has no accessKeyId and accessKeySecret; give it both"
                     ),
                 )
             })?;
@@ -311,7 +312,7 @@ fn access(
                 return Err(Refusal::new(
                     "PopulatorNotGranted",
                     format!(
-                        "generic.rrsaConfigs: role {arn} is not granted to namespace {namespace}; have the administrator annotate a service account of the populator namespace with {}={arn} and {}={namespace}",
+                        "generic.rrsaConfigs: role {arn} is not granted to namespace {namespace}; have the administrator annotate a service account of namespace {populators} with {}={arn} and {}={namespace}",
                         names::ROLE_ARN,
                         names::ALLOWED_NAMESPACES
                     ),
@@ -328,8 +329,9 @@ fn bucket(
     spec: &OSSVolumePopulatorSpec,
     namespace: &str,
     credentials: Option<&Credentials>,
-    require_grant: bool,
+    settings: &Settings,
 ) -> Result<Access, Refusal> {
+    let (populators, require_grant) = (&settings.namespace, settings.require_grant);
     let granted = match credentials {
         Some(Credentials::Bucket { grants }) => {
             grants.iter().any(|(_, namespaces)| allows(namespaces, namespace))
@@ -341,7 +343,7 @@ fn bucket(
         return Err(Refusal::new(
             "PopulatorNotGranted",
             format!(
-                "bucket: {bucket} is not granted to namespace {namespace}; have the administrator annotate a service account of the populator namespace with {}={bucket} and {}={namespace}",
+                "bucket: {bucket} is not granted to namespace {namespace}; have the administrator annotate a service account of namespace {populators} with {}={bucket} and {}={namespace}",
                 names::BUCKET,
                 names::ALLOWED_NAMESPACES
             ),

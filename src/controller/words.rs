@@ -24,7 +24,7 @@ const FIELDS: [(&str, &str); 17] = [
     ("--addressing", "generic.addressing"),
     ("--part-size", "generic.partSize"),
     ("--ca-bundle", "the controller's --worker-ca-configmap"),
-    ("--anonymous", "generic.secretRef"),
+    ("--anonymous", "a run by hand that asks anonymously"),
     ("--endpoint", "endpoint"),
     ("--include", "generic.include"),
     ("--exclude", "generic.exclude"),

@@ -14,7 +14,7 @@ pub enum QuantityError {
     Size(String),
     /// Not a rate.
     #[error(
-        "rate {0:?}: expected bytes (200MB/s, 512KiB/s), bits (1.5Gbit/s) or a bare number of MB/s"
+        "rate {0:?}: expected bytes (200MB/s, 512KiB/s), bits (1.5Gbit/s) or a bare number of MB/s, from 16KiB/s"
     )]
     Rate(String),
     /// Not a length of time.

@@ -21,7 +21,7 @@ use super::meter::Meter;
 use super::retry::{Attempts, RetryPolicy};
 use super::sign::{self, UNSIGNED_PAYLOAD, Unsigned};
 use super::stated::http_date;
-use super::transport::{Arriving, BodyError, SendError, Transport, read_body};
+use super::transport::{Arriving, BodyError, SendError, Transport, is_plain, read_body};
 use super::turns::Turns;
 use super::verdict::{Asked, Kind, Verdict, is_throttling, judge};
 
@@ -363,8 +363,12 @@ impl Client {
                 Failure::Final(StoreError::Certificate { host, source })
             }
             SendError::Connect(source) => {
-                let hint = if self.endpoint.is_internal() {
+                let hint = if is_plain(&*source) {
+                    ": it does not speak TLS there; check the port, or begin --endpoint with http://"
+                } else if self.endpoint.is_internal() {
                     ": an -internal endpoint can be reached only from its own region's VPC"
+                } else if self.endpoint.puts_bucket_before_foreign_host() {
+                    ": check the endpoint's name and the network; if it has no host for each bucket, take --addressing path"
                 } else {
                     ": check the endpoint's name and the network"
                 };
@@ -429,6 +433,7 @@ impl Client {
             host: self.endpoint.host(),
             region: self.endpoint.region(),
             temporary,
+            anonymous: credential.is_none(),
         };
         match judge(asked_for, answer) {
             Verdict::Passing(error) => Failure::Passing { error, asked },

@@ -86,8 +86,7 @@ impl Endpoint {
             },
             (None, None) => {
                 return Err(StoreError::Region {
-                    reason: "neither an endpoint nor a region is given: give one of them"
-                        .to_owned(),
+                    reason: "neither --region nor --endpoint is given: give one of them".to_owned(),
                 });
             }
         };
@@ -106,7 +105,8 @@ impl Endpoint {
             .is_some_and(|rest| rest.starts_with('.') && rest.ends_with(".aliyuncs.com"));
         let authority = match addressing {
             Addressing::Virtual if host.parse::<Ipv4Addr>().is_ok() || host.starts_with('[') => {
-                let reason = "an IP address takes no bucket in front: use addressing path or cname";
+                let reason =
+                    "an IP address takes no bucket in front: use --addressing path or cname";
                 return Err(StoreError::Endpoint { given: public(&given), reason });
             }
             Addressing::Virtual if !holds_bucket => {
@@ -122,7 +122,7 @@ impl Endpoint {
             None if dialect == Dialect::S3 => "us-east-1".to_owned(),
             None if anonymous => String::new(),
             None => {
-                let reason = format!("endpoint {host} does not tell its region: give the region");
+                let reason = format!("endpoint {host} does not tell its region: give --region too");
                 return Err(StoreError::Region { reason });
             }
         };
@@ -150,6 +150,16 @@ impl Endpoint {
     /// Whether the endpoint only answers inside its region's VPC.
     pub(super) fn is_internal(&self) -> bool {
         self.authority.host().contains("-internal.")
+    }
+
+    /// Whether the bucket is a part of the host's name at a service of which it is not known that it
+    /// has such hosts.
+    pub(super) fn puts_bucket_before_foreign_host(&self) -> bool {
+        let rest = self.authority.host().strip_prefix(self.bucket.as_str());
+        rest.is_some_and(|rest| {
+            let known = [".aliyuncs.com", ".amazonaws.com"];
+            rest.starts_with('.') && !known.iter().any(|known| rest.ends_with(known))
+        })
     }
 
     /// The URL of a request; encoded byte by byte and never normalised.

@@ -67,12 +67,12 @@ pub enum StoreError {
     Proxy(String),
     /// Nothing offers credentials.
     #[error(
-        "no credentials found: set {variables}, mount an RRSA token, or ask anonymously if the bucket is public{}",
+        "no credentials found: {places}, or take --anonymous if the bucket is public{}",
         detail.as_deref().map(|detail| format!(" ({detail})")).unwrap_or_default()
     )]
     NoCredentials {
-        /// The environment variables that would do.
-        variables: &'static str,
+        /// What would do.
+        places: &'static str,
         /// What the last resort said.
         detail: Option<String>,
     },
@@ -105,12 +105,12 @@ pub enum StoreError {
         answer: Box<Answer>,
     },
     /// The credentials may not do this.
-    #[error("access to {subject} is denied ({answer}): grant {needed} to these credentials")]
+    #[error("access to {subject} is denied ({answer}): {}", grant(*needed))]
     AccessDenied {
         /// What was asked for.
         subject: Box<Subject>,
-        /// The permission that the request needs.
-        needed: &'static str,
+        /// The permission that the request needs; `None` if it was not signed.
+        needed: Option<&'static str>,
         /// What was answered.
         answer: Box<Answer>,
     },
@@ -242,7 +242,9 @@ pub enum StoreError {
         source: Cause,
     },
     /// The host's certificate is not trusted.
-    #[error("the certificate of {host} is not trusted: check the endpoint and the CA bundle")]
+    #[error(
+        "the certificate of {host} is not trusted: check the endpoint, or name its authority by --ca-bundle"
+    )]
     Certificate {
         /// Host and port.
         host: String,
@@ -351,6 +353,13 @@ pub enum StoreError {
         #[source]
         source: Cause,
     },
+}
+
+fn grant(needed: Option<&str>) -> String {
+    match needed {
+        Some(needed) => format!("grant {needed} to these credentials"),
+        None => "it is not public; give credentials, and leave out --anonymous".to_owned(),
+    }
 }
 
 fn use_instead(what: &str, right: Option<&str>) -> String {

@@ -54,6 +54,7 @@ pub fn judged(answer: Answer, dialect: Dialect, bucket: &Bucket, key: Option<&Ke
         host: "host",
         region: "cn-hangzhou",
         temporary: true,
+        anonymous: false,
     };
     match verdict::judge(asked, answer) {
         Verdict::Passing(error)

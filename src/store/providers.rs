@@ -123,11 +123,15 @@ impl Chain {
     }
 
     fn nothing(&self, detail: Option<String>) -> StoreError {
-        let variables = match self.dialect {
-            Dialect::S3 => "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            Dialect::Oss | Dialect::File => "OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET",
+        let places = match self.dialect {
+            Dialect::S3 => {
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, fill ~/.aws/credentials"
+            }
+            Dialect::Oss | Dialect::File => {
+                "set OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET, mount an RRSA token"
+            }
         };
-        StoreError::NoCredentials { variables, detail }
+        StoreError::NoCredentials { places, detail }
     }
 
     async fn ask_files(&self) -> Result<Option<Credential>, StoreError> {
@@ -382,6 +386,8 @@ mod tests {
             let error = id(&chain(dialect, &[], None)).await.unwrap_err();
             assert!(matches!(error, StoreError::NoCredentials { .. }), "{error:?}");
             assert!(error.to_string().contains(name), "{error}");
+            // RRSA is for OSS alone
+            assert_eq!(error.to_string().contains("RRSA"), dialect == Dialect::Oss, "{error}");
         }
     }
 

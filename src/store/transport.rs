@@ -369,6 +369,19 @@ fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
+/// Whether what answered does not speak TLS.
+pub(super) fn is_plain(error: &(dyn Error + 'static)) -> bool {
+    let mut below = Some(error);
+    while let Some(error) = below {
+        if let Some(error) = error.downcast_ref::<rustls::Error>() {
+            let other = rustls::InvalidMessage::InvalidContentType;
+            return *error == rustls::Error::InvalidMessage(other);
+        }
+        below = beneath(error);
+    }
+    false
+}
+
 /// Connects within a time: name, address, proxy and TLS together.
 #[derive(Clone)]
 struct Timed {

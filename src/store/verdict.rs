@@ -26,6 +26,8 @@ pub(super) struct Asked<'a> {
     pub(super) region: &'a str,
     /// Signed with a token.
     pub(super) temporary: bool,
+    /// Not signed.
+    pub(super) anonymous: bool,
 }
 
 /// What may help against a refusal.
@@ -46,7 +48,7 @@ pub(super) enum Verdict {
 /// Codes: OSS "Error responses" and the official SDKs, Amazon S3 "Error responses". A code that is
 /// not known is judged by its status alone.
 pub(super) fn judge(asked: Asked<'_>, answer: Answer) -> Verdict {
-    let Asked { dialect, kind, subject, host, region, temporary } = asked;
+    let Asked { dialect, kind, subject, host, region, temporary, anonymous } = asked;
     let answer = Box::new(answer);
     let (bucket, host) = (subject.bucket.clone(), host.to_owned());
     let status = StatusCode::from_u16(answer.status).unwrap_or_default();
@@ -101,6 +103,7 @@ pub(super) fn judge(asked: Asked<'_>, answer: Answer) -> Verdict {
                     (_, Kind::List) => "oss:ListObjects",
                     (_, _) => "oss:GetObject",
                 };
+                let needed = (!anonymous).then_some(needed);
                 StoreError::AccessDenied { subject, needed, answer }
             }
             // a HEAD of S3 has no code
@@ -161,6 +164,7 @@ mod tests {
             host: "models.oss-cn-hangzhou.aliyuncs.com",
             region: "cn-hangzhou",
             temporary,
+            anonymous: false,
         };
         let code = Some(code.to_owned()).filter(|code| !code.is_empty());
         judge(asked, Answer { status, code, ..Answer::default() })

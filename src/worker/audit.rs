@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
+use super::at::failed;
 use super::commit::read_digests;
 use super::failure::Failure;
 use super::inspect::{self, Lines, MANIFEST};
@@ -37,8 +38,10 @@ impl Audit {
 /// as it is found.
 ///
 /// # Errors
-/// [`Failure::NoMarker`] if the volume was never complete; what cannot be read at all.
+/// [`Failure::NoMarker`] if the volume was never complete; what is not there, or cannot be read.
 pub fn audit(path: &Path, differs: &(dyn Fn(&str) + Sync)) -> Result<Audit, Failure> {
+    // nothing there is another mistake than nothing of ours in it
+    rustix::fs::stat(path).map_err(failed("open the volume", path.display().to_string()))?;
     let incomplete = || Failure::NoMarker(path.to_owned());
     let volume = Volume::look(path)?.ok_or_else(incomplete)?;
     let marker = inspect::marker(volume.base())?.ok_or_else(incomplete)?;

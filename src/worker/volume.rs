@@ -76,7 +76,7 @@ impl Volume {
             // an existing directory on a read-only file system answers ROFS: the next call tells
             Err(Errno::ROFS | Errno::ACCESS) if path.is_dir() => {}
             Err(errno) => {
-                let action = "make the volume's directory (its parent must exist)";
+                let action = "make the volume's directory (its parent must exist and be writable)";
                 return Err(failed(action, shown)(errno));
             }
         }

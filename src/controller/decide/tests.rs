@@ -448,6 +448,11 @@ fn what_is_outdated_is_replaced_job_first() {
             ("the prime PVC goes", goes, "Provisioning - Replaced"),
         ]);
     }
+    // what goes because of a change was not deleted by someone
+    let gives_up = but(filling(), |it| (changed(it), prime(it).deleting = true).1);
+    assert_eq!(decide(&gives_up, NOW).message, "the resource was changed; filling a fresh volume");
+    let someone = but(filling(), |it| prime(it).deleting = true);
+    assert!(decide(&someone, NOW).message.starts_with("the prime PVC was deleted"));
     let lonely = but(filling(), |it| (it.prime, it.volume) = (None, None));
     let goes = but(lonely.clone(), |it| worker(it).deleting = true);
     let going = but(filling(), |it| prime(it).deleting = true);

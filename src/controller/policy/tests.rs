@@ -331,6 +331,7 @@ fn a_secrets_entries_go_by_many_names() {
     let none = Credentials::Secret { name: "oss-secret".to_owned(), found: None };
     let told = admit(&spec(|_| ()), "argo", Some(&none), &settings(&[])).unwrap_err();
     assert_eq!(told.reason, "PopulatorSecretNotFound");
+    assert!(told.message.contains("no Secret oss-secret in namespace ack-volume-populator"));
 }
 
 #[test]

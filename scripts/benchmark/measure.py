@@ -112,8 +112,12 @@ def slow(real: Path, at: Path, calls: dict[str, float]) -> Iterator[None]:
             yield
         finally:
             served.stdin.close()
-            metadata = json.loads(served.stdout.readline())["metadata"]
-            calls["seconds"] = metadata * data.SLOW_MS / 1000 / data.SLOW_AT_ONCE
+            told = served.stdout.readline()
+            # an interrupt ends it together with us, and leaves the view
+            if not told:
+                subprocess.run(["umount", "--lazy", str(at)], check=False)
+        metadata = json.loads(told)["metadata"]
+        calls["seconds"] = metadata * data.SLOW_MS / 1000 / data.SLOW_AT_ONCE
     at.rmdir()
     shutil.rmtree(real)
 

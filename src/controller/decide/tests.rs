@@ -6,7 +6,8 @@ mod shards;
 mod worker;
 
 use super::*;
-use crate::controller::observed::WorkerPod;
+use crate::controller::observed::shards::Rounds;
+use crate::controller::observed::{Stray, WorkerPod};
 use crate::controller::policy::{Access, KeyPair, Refusal};
 use crate::handoff::Progress;
 

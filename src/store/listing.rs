@@ -76,23 +76,22 @@ enum Name {
 
 impl Name {
     fn of(name: &str) -> Self {
-        // as bytes, which are compared without a call for each name
-        match name.as_bytes() {
-            b"ListBucketResult" => Self::ListBucketResult,
-            b"EncodingType" => Self::EncodingType,
-            b"IsTruncated" => Self::IsTruncated,
-            b"KeyCount" => Self::KeyCount,
-            b"NextContinuationToken" => Self::NextContinuationToken,
-            b"Contents" => Self::Contents,
-            b"Key" => Self::Key,
-            b"Size" => Self::Size,
-            b"ETag" => Self::ETag,
-            b"LastModified" => Self::LastModified,
-            b"Type" => Self::Type,
-            b"StorageClass" => Self::StorageClass,
-            b"RestoreInfo" => Self::RestoreInfo,
-            b"RestoreStatus" => Self::RestoreStatus,
-            b"RestoreExpiryDate" => Self::RestoreExpiryDate,
+        match name {
+            "ListBucketResult" => Self::ListBucketResult,
+            "EncodingType" => Self::EncodingType,
+            "IsTruncated" => Self::IsTruncated,
+            "KeyCount" => Self::KeyCount,
+            "NextContinuationToken" => Self::NextContinuationToken,
+            "Contents" => Self::Contents,
+            "Key" => Self::Key,
+            "Size" => Self::Size,
+            "ETag" => Self::ETag,
+            "LastModified" => Self::LastModified,
+            "Type" => Self::Type,
+            "StorageClass" => Self::StorageClass,
+            "RestoreInfo" => Self::RestoreInfo,
+            "RestoreStatus" => Self::RestoreStatus,
+            "RestoreExpiryDate" => Self::RestoreExpiryDate,
             _ => Self::Other,
         }
     }

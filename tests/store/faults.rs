@@ -315,6 +315,10 @@ async fn clocks_that_cannot_be_corrected_are_an_error() {
 /// Long enough that a test which does not hedge hangs, short enough that one which does is quick.
 const HEDGE: Duration = Duration::from_millis(50);
 
+fn hedging(server: &OssServer) -> Source {
+    Setup::oss(server).policy(|p| p.hedge_after = HEDGE).open()
+}
+
 fn hedged(source: &Source) -> u64 {
     source.meter().hedged.load(Relaxed)
 }
@@ -328,7 +332,7 @@ async fn a_body_that_falls_silent_goes_on_over_another_connection() {
     ] {
         let server = with_object();
         server.fault(Fault::get("a").times(1).action(action.clone()));
-        let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+        let source = hedging(&server);
         assert_eq!(get(&source, "a").await.unwrap(), pattern(SIZE), "{action:?}");
         assert_eq!(source.meter().bytes.load(Relaxed), SIZE as u64);
         // nothing had failed
@@ -343,7 +347,7 @@ async fn a_body_that_falls_silent_goes_on_over_another_connection() {
 async fn an_answer_that_does_not_begin_is_asked_for_over_another_connection() {
     let server = with_object();
     server.fault(Fault::get("a").times(1).delay(Duration::from_secs(3600)));
-    let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+    let source = hedging(&server);
     assert_eq!(get(&source, "a").await.unwrap(), pattern(SIZE));
     assert_eq!((hedged(&source), retries(&source)), (1, 0));
 }
@@ -353,7 +357,7 @@ async fn a_hedge_that_fails_does_no_harm() {
     let server = with_object();
     server.fault(Fault::get("a").times(1).stall_after(300_000, Duration::from_millis(500)));
     server.fault(Fault::get("a").skip(1).status(503, "ServiceUnavailable"));
-    let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+    let source = hedging(&server);
     assert_eq!(get(&source, "a").await.unwrap(), pattern(SIZE));
     assert!(hedged(&source) >= 1);
 }
@@ -362,7 +366,7 @@ async fn a_hedge_that_fails_does_no_harm() {
 async fn a_hedge_brings_no_other_version() {
     let server = with_object();
     server.fault(Fault::get("a").times(1).stall_after(300_000, Duration::from_millis(500)));
-    let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+    let source = hedging(&server);
     let pieces = answer(&source, "a", GetOptions::default()).await.unwrap().into_stream();
     server.put(BUCKET, "a", vec![7; SIZE]);
     let read: Vec<_> = pieces.try_collect().await.unwrap();
@@ -377,7 +381,7 @@ async fn a_hedge_that_is_answered_with_another_version_is_not_used() {
     // by a server that does not know If-Match
     server.fault(Fault::get("a").skip(1).etag("another"));
     server.fault(Fault::get("a").skip(1).flip_byte(SIZE as u64 - 1));
-    let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+    let source = hedging(&server);
     assert_eq!(get(&source, "a").await.unwrap(), pattern(SIZE));
     assert!(hedged(&source) >= 1);
 }
@@ -387,7 +391,7 @@ async fn a_hedge_that_is_refused_ends_nothing() {
     let server = with_object();
     server.fault(Fault::get("a").times(1).delay(Duration::from_millis(500)));
     server.fault(Fault::get("a").skip(1).status(403, "AccessDenied"));
-    let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+    let source = hedging(&server);
     assert_eq!(get(&source, "a").await.unwrap(), pattern(SIZE));
     assert!(hedged(&source) >= 1);
 }
@@ -399,7 +403,7 @@ async fn a_source_that_is_slow_as_a_whole_is_not_asked_for_everything_twice() {
         server.put(BUCKET, &format!("d/{index}"), pattern(1000));
     }
     server.fault(Fault::get_prefix("d/").delay(Duration::from_millis(300)));
-    let source = Setup::oss(&server).policy(|p| p.hedge_after = HEDGE).open();
+    let source = hedging(&server);
     let bodies = (0..100).map(async |index| get(&source, &format!("d/{index}")).await.unwrap());
     futures::future::join_all(bodies).await;
     let hedged = hedged(&source);

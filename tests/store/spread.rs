@@ -25,6 +25,13 @@ fn generate(server: &OssServer, count: u64) {
     server.generate(BUCKET, Generated { prefix, count, sizes, seed: 1, fan_out: 0 });
 }
 
+/// A server of `count` keys, which come in pages of so many.
+fn generated(page: usize, count: u64) -> OssServer {
+    let server = start(server().page(page));
+    generate(&server, count);
+    server
+}
+
 /// How many requests for the first page behind a key were answered.
 fn claims(server: &OssServer) -> usize {
     let log = server.log();
@@ -89,8 +96,7 @@ async fn a_short_listing_takes_no_further_request() {
 
 #[tokio::test]
 async fn a_long_listing_is_asked_for_by_eight_listers_at_once() {
-    let server = start(server().page(100));
-    generate(&server, 40_000);
+    let server = generated(100, 40_000);
     // long enough that no page is there before the others are asked for
     server.fault(Fault::list().delay(Duration::from_millis(20)));
     let source = Setup::oss(&server).open();
@@ -109,8 +115,7 @@ async fn a_long_listing_is_asked_for_by_eight_listers_at_once() {
 
 #[tokio::test]
 async fn refusals_and_broken_pages_lose_no_key() {
-    let server = start(server().page(50));
-    generate(&server, 5000);
+    let server = generated(50, 5000);
     server.fault(Fault::list().every(5).status(503, "ServiceUnavailable"));
     server.fault(Fault::list().every(7).short_body(1000));
     server.fault(Fault::list().from_key().every(2).reset_before_headers());
@@ -124,8 +129,7 @@ async fn refusals_and_broken_pages_lose_no_key() {
 
 #[tokio::test]
 async fn a_source_that_asks_to_slow_down_meets_no_further_lister() {
-    let server = start(server().page(50));
-    generate(&server, 2000);
+    let server = generated(50, 2000);
     server.fault(Fault::list().header("x-oss-qos-delay-time", "1"));
     let source = Setup::oss(&server).open();
     assert_eq!(sorted(&source).await.unwrap().len(), 2000);
@@ -134,8 +138,7 @@ async fn a_source_that_asks_to_slow_down_meets_no_further_lister() {
 
 #[tokio::test]
 async fn a_claim_that_is_refused_leaves_the_listing_to_one() {
-    let server = start(server().page(50));
-    generate(&server, 2000);
+    let server = generated(50, 2000);
     server.fault(Fault::list().from_key().status(400, "InvalidArgument"));
     let source = Setup::oss(&server).open();
     assert_eq!(sorted(&source).await.unwrap().len(), 2000);
@@ -144,8 +147,7 @@ async fn a_claim_that_is_refused_leaves_the_listing_to_one() {
 
 #[tokio::test]
 async fn parts_that_do_not_meet_are_an_error_and_no_listing() {
-    let server = start(server().page(50));
-    generate(&server, 5000);
+    let server = generated(50, 5000);
     // a key that nobody else lists
     server.fault(Fault::list().from_key().replace(".bin</Key>", ".bin0</Key>"));
     let source = Setup::oss(&server).open();
@@ -155,8 +157,7 @@ async fn parts_that_do_not_meet_are_an_error_and_no_listing() {
 
 #[tokio::test]
 async fn one_failure_ends_all() {
-    let server = start(server().page(50));
-    generate(&server, 50_000);
+    let server = generated(50, 50_000);
     let source = Setup::oss(&server).open();
     let mut listing = source.list_unordered();
     while claims(&server) < 5 {
@@ -172,8 +173,7 @@ async fn one_failure_ends_all() {
 
 #[tokio::test]
 async fn a_listing_that_is_dropped_asks_for_nothing_more() {
-    let server = start(server().page(50));
-    generate(&server, 50_000);
+    let server = generated(50, 50_000);
     let source = Setup::oss(&server).open();
     let mut listing = source.list_unordered();
     while claims(&server) < 5 {

@@ -21,6 +21,7 @@ pub mod cli;
 pub mod controller;
 pub mod handoff;
 pub mod keys;
+mod lock;
 pub mod store;
 pub mod telemetry;
 pub mod worker;

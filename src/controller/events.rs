@@ -2,7 +2,7 @@
 //! take it twice, also from another replica or after a restart.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::decide::Notice;
 use crate::handoff::shortened;
 use crate::keys::hex;
+use crate::lock::lock;
 
 /// The name that events come from.
 const COMPONENT: &str = "ossvp";
@@ -53,7 +54,7 @@ impl Recorder {
         let name = name(&about, notice);
         let lasts = notice.happened.is_none();
         {
-            let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let told = lock(&self.told);
             if told.get(&name).is_some_and(|then| !lasts || then.elapsed() < TELL_AGAIN) {
                 return;
             }
@@ -77,7 +78,7 @@ impl Recorder {
                 return;
             }
         }
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         if told.len() > REMEMBERED {
             told.retain(|_, then| then.elapsed() < TELL_AGAIN);
         }

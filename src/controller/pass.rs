@@ -1,7 +1,7 @@
 //! One pass over one claim or resource: observe, decide, show, apply.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
@@ -21,6 +21,7 @@ use super::observed::Source;
 use super::policy::Refusal;
 use super::serve::Health;
 use super::status::{self, Update};
+use crate::lock::lock;
 
 /// When a claim is looked at again after something was done to it, should no watch tell.
 const AFTER_ACTION: Duration = Duration::from_secs(5);
@@ -82,7 +83,7 @@ pub(super) async fn reconcile(
     let result = result.unwrap_or(Err(Error::Slow));
     context.health.metrics.passed(result.as_ref().err().is_none_or(Error::is_race));
     if result.is_ok() {
-        context.lock(&context.failures).remove(&claim.uid().unwrap_or_default());
+        lock(&context.failures).remove(&claim.uid().unwrap_or_default());
     }
     result
 }
@@ -163,30 +164,26 @@ pub(super) async fn review(
 ) -> Result<Requeue, Error> {
     let result = tokio::time::timeout(LONGEST_PASS, context.publish(&source, None)).await;
     result.unwrap_or(Err(Error::Slow))?;
-    context.lock(&context.failures).remove(&source.uid().unwrap_or_default());
+    lock(&context.failures).remove(&source.uid().unwrap_or_default());
     Ok(Requeue::await_change())
 }
 
 impl Context {
-    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
-        mutex.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Forgets claims and resources that are gone.
     pub(super) fn forget(&self) {
         let claims = self.observer.caches.claims.state();
         let sources = self.observer.caches.sources.state();
         let claims: HashSet<String> = claims.iter().filter_map(|it| it.uid()).collect();
         let sources: HashSet<String> = sources.iter().filter_map(|it| it.uid()).collect();
-        self.lock(&self.shown).retain(|uid, _| sources.contains(uid));
-        self.lock(&self.failures).retain(|uid, _| claims.contains(uid) || sources.contains(uid));
-        let mut phases = self.lock(&self.phases);
+        lock(&self.shown).retain(|uid, _| sources.contains(uid));
+        lock(&self.failures).retain(|uid, _| claims.contains(uid) || sources.contains(uid));
+        let mut phases = lock(&self.phases);
         phases.retain(|uid, _| claims.contains(uid));
         self.health.metrics.claims(phases.values().copied());
     }
 
     pub(super) fn try_again(&self, uid: &str, error: &Error) -> Requeue {
-        let mut failures = self.lock(&self.failures);
+        let mut failures = lock(&self.failures);
         let failed = failures.entry(uid.to_owned()).or_default();
         let (first, last) = match error.is_race() {
             true => (CACHES_LAG, LONGEST_LAG),
@@ -206,7 +203,7 @@ impl Context {
     /// Tells users what was seen and decided: first in the resource's status, then by events.
     async fn show(&self, key: &ClaimKey, seen: &Seen, decision: &Decision) -> Result<(), Error> {
         {
-            let mut phases = self.lock(&self.phases);
+            let mut phases = lock(&self.phases);
             match (&seen.target, decision.phase, &decision.action) {
                 (None, ..)
                 | (_, Phase::Finished | Phase::Deleting, None | Some(Action::RemoveFinalizer)) => {
@@ -240,7 +237,7 @@ impl Context {
     ) -> Result<(), Error> {
         let (namespace, name) = (source.namespace().unwrap_or_default(), source.name_any());
         let uid = source.uid().unwrap_or_default();
-        let shown = self.lock(&self.shown).entry(uid.clone()).or_default().clone();
+        let shown = lock(&self.shown).entry(uid.clone()).or_default().clone();
         let mut shown = shown.lock().await;
         let current = shown.clone().or_else(|| source.status.clone()).unwrap_or_default();
         let refusal = match self.observer.admit(source, &namespace) {
@@ -265,7 +262,7 @@ impl Context {
             Ok(_) => *shown = Some(next),
             // it is gone, or another one by the name is there
             Err(error) if is_stale(&error) || is_gone(&error) => {
-                self.lock(&self.shown).remove(&uid);
+                lock(&self.shown).remove(&uid);
             }
             Err(error) => return Err(Error::Publish { name, error: Answer(error) }),
         }

@@ -1,13 +1,14 @@
 //! Who asks: the access key, where it comes from, and when it is fetched anew.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
 use crate::keys::Dialect;
+use crate::lock::lock;
 
 use super::error::StoreError;
 use super::meter::Meter;
@@ -51,7 +52,7 @@ impl Credential {
 
     /// The key that signs requests of `day`.
     pub(super) fn signing_key(&self, dialect: Dialect, day: &str, region: &str) -> SigningKey {
-        let mut cached = self.signing_key.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = lock(&self.signing_key);
         match cached.as_ref() {
             Some((cached_day, key)) if cached_day == day => key.clone(),
             _ => {
@@ -135,12 +136,12 @@ impl Credentials {
     }
 
     fn current(&self) -> Option<Arc<Credential>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.current).clone()
     }
 
     fn refresh_behind(self: &Arc<Self>) {
         {
-            let mut tried = self.refreshed.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tried = lock(&self.refreshed);
             if tried.is_some_and(|tried| tried.elapsed() < REFRESH_PAUSE) {
                 return;
             }
@@ -174,7 +175,7 @@ impl Credentials {
         }
         let fetched = Arc::new(fetched);
         tracing::debug!(expires = ?fetched.expires, "credentials fetched");
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(fetched.clone());
+        *lock(&self.current) = Some(fetched.clone());
         Ok(fetched)
     }
 }

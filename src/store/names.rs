@@ -1,9 +1,10 @@
 //! Names and their addresses: a name is looked up once for many connections, and all its addresses are
 //! used, because each may lead to another machine.
 
+use crate::lock::lock;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -72,7 +73,7 @@ where
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         // what failed is not remembered, only shared by those who wait for it
         known.retain(|_, known| {
             known.since.elapsed() < FRESH && !matches!(known.found.peek(), Some(Err(_)))

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use reqsign_core::Env;
 
 use crate::keys::Dialect;
+use crate::lock::lock;
 
 use super::RetryPolicy;
 use super::answer::{clean, hide};
@@ -100,7 +101,7 @@ impl Service {
     }
 
     fn of(&self, region: &str) -> Result<Arc<Credentials>, StoreError> {
-        let mut all = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.credentials);
         if let Some(known) = all.get(region) {
             return Ok(known.clone());
         }

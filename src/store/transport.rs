@@ -9,7 +9,7 @@ use std::error::Error;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,7 @@ use tower_service::Service;
 use super::error::{Cause, StoreError, beneath};
 use super::names::Names;
 use super::wire::{Wire, origin};
+use crate::lock::lock;
 
 /// Idle connections are closed before the source closes them (OSS: after some 60 s), so that no
 /// request is sent into a closing one.
@@ -194,7 +195,7 @@ struct Kept(Mutex<Vec<(To, Instant, Box<Line>)>>);
 
 impl Kept {
     fn take(&self, to: &To) -> Option<Box<Line>> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.0);
         loop {
             let at = kept.iter().rposition(|(leads, ..)| leads == to)?;
             let (_, since, mut line) = kept.remove(at);
@@ -205,7 +206,7 @@ impl Kept {
     }
 
     fn keep(&self, to: To, line: Box<Line>) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.0);
         // fewer requests leave connections that are not asked for again
         let old = kept.iter().take_while(|(_, since, _)| since.elapsed() >= IDLE).count();
         kept.drain(..old);

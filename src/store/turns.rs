@@ -1,7 +1,8 @@
 //! A limit on the requests of a second, over all connections.
 
+use crate::lock::lock;
 use std::num::NonZeroU32;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// How much of the past may be made up for: twenty times the timer's grain, so that no turn is lost to a
@@ -36,7 +37,7 @@ impl Turns {
 
     /// Takes the next turn, and says how long it is until then.
     fn take(&self, now: Instant) -> Duration {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = lock(&self.next);
         // within the machine's first tenth of a second there is no past to make up for
         let turn = now.checked_sub(DEPTH).map_or(*next, |earliest| earliest.max(*next));
         *next = turn + self.interval;

@@ -4,10 +4,11 @@
 //! thread uses again and again, so that they are still in the core's cache when they are checked and
 //! written, and a connection that waits holds none.
 
+use crate::lock::lock;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -45,14 +46,14 @@ struct Lent {
 impl Lent {
     fn new() -> Self {
         let home = BUFFERS.with(Spare::clone);
-        let spare = home.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let spare = lock(&home).pop();
         Self { bytes: spare.unwrap_or_else(|| vec![0; FRAME]), home }
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let mut spare = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = lock(&self.home);
         if spare.len() < SPARE {
             spare.push(std::mem::take(&mut self.bytes));
         }

@@ -252,6 +252,20 @@ pub(crate) fn new_file(
     uninterrupted(|| fs::openat(&at, name, flags, FILE_MODE)).map_err(failed("make", path))
 }
 
+/// The names in a directory that are UTF-8, as all of ours are.
+pub(crate) fn names(directory: impl AsFd, path: &str) -> Result<Vec<String>, VolumeError> {
+    let wrong = || failed("read", path);
+    let mut names = Vec::new();
+    for entry in fs::Dir::read_from(directory).map_err(wrong())? {
+        let entry = entry.map_err(wrong())?;
+        match entry.file_name().to_str() {
+            Ok("." | "..") | Err(_) => {}
+            Ok(name) => names.push(name.to_owned()),
+        }
+    }
+    Ok(names)
+}
+
 /// Removes what has the name, if anything does, and says whether.
 pub(crate) fn remove_file(at: impl AsFd, name: &str, path: &str) -> Result<bool, VolumeError> {
     let unlink = |flags| uninterrupted(|| fs::unlinkat(&at, name, flags));

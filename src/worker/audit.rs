@@ -15,6 +15,7 @@ use super::verify::{Digests, Wanted};
 use super::volume::Volume;
 use crate::handoff::{ExitCode, ShardOf};
 use crate::keys::hex;
+use crate::lock::lock;
 
 /// What was found.
 #[derive(Debug)]
@@ -114,10 +115,6 @@ impl Audit {
         let records = records.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok(hex(&records.digest.finalize()))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Records {

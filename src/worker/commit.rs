@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
@@ -21,6 +21,7 @@ use super::verify::Digests;
 use super::volume::{Published, Volume};
 use crate::handoff::{Checked, Marker, SourceIdentity, Tally};
 use crate::keys::{VolumePath, hex};
+use crate::lock::lock;
 
 pub(crate) const SUMS: &str = "SHA256SUMS";
 
@@ -159,7 +160,7 @@ impl Ledger {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         // a panic elsewhere ends the run; what was appended is valid line by line
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn append(&self, state: &mut State, line: &Line) -> Result<(), Failure> {
@@ -204,7 +205,7 @@ impl Ledger {
 
     /// Nobody else names anything meanwhile, where two names may be one file.
     fn alone(&self) -> Option<std::sync::MutexGuard<'_, ()>> {
-        self.folds_names.then(|| self.naming.lock().unwrap_or_else(PoisonError::into_inner))
+        self.folds_names.then(|| lock(&self.naming))
     }
 
     /// Why an entry could not have its place. Where names are folded, what is in the way may be
@@ -413,7 +414,7 @@ impl Ledger {
     /// # Errors
     /// A failed sync ends the run: the kernel tells of lost writes once, and not again at the end.
     pub(crate) fn checkpoint(&self) -> Result<(), Failure> {
-        let _alone = self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&self.checkpointing);
         let end = {
             let state = self.state();
             if state.closed || state.quiet == state.end {
@@ -460,7 +461,7 @@ impl Ledger {
 
     /// Waits for a checkpoint under way; none follows.
     pub(crate) fn close(&self) {
-        let _alone = self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&self.checkpointing);
         self.state().closed = true;
     }
 

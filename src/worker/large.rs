@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
@@ -23,6 +23,7 @@ use super::volume::Volume;
 use super::write::{ALIGNMENT, Calls, Staged};
 use crate::handoff::Direct;
 use crate::keys::{VolumePath, hex};
+use crate::lock::lock;
 use crate::store::Stated;
 
 /// What the names of notes end in.
@@ -140,7 +141,7 @@ impl Large {
     }
 
     fn state_mut(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn note(&self, state: &mut State, body: String) -> Result<(), Failure> {
@@ -187,7 +188,7 @@ impl Large {
     pub(crate) fn state(&self, stated: Stated) {
         // every answer of one version states the same, and one that lost its checksum on the way
         // should not be the one that counts
-        let mut kept = self.stated.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.stated);
         if kept.as_ref().is_none_or(|kept| kept.crc64.is_none()) {
             *kept = Some(stated);
         }
@@ -195,11 +196,11 @@ impl Large {
 
     /// Keeps what the answer to another fetch of the whole object stated.
     pub(crate) fn state_anew(&self, stated: Stated) {
-        *self.stated.lock().unwrap_or_else(PoisonError::into_inner) = Some(stated);
+        *lock(&self.stated) = Some(stated);
     }
 
     pub(crate) fn stated(&self) -> Option<Stated> {
-        self.stated.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.stated).clone()
     }
 
     pub(crate) fn staged(&self) -> Result<Arc<Staged>, Failure> {

@@ -9,7 +9,7 @@ use rustix::fs::{self, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::at::{
-    DIRECTORY, Names, VolumeError, errno, failed, in_the_way, new_file, open_file,
+    DIRECTORY, Names, VolumeError, errno, failed, in_the_way, names, new_file, open_file,
     open_or_make_directory, remove_file, uninterrupted, write_failed,
 };
 use super::sort::SpillFile;
@@ -74,17 +74,10 @@ impl Own {
 
     /// The names of directories of shards, whatever their count.
     pub(crate) fn shards(&self) -> Result<Vec<ShardOf>, VolumeError> {
-        let wrong = || failed("read", &self.path);
-        let mut found = Vec::new();
-        // a second descriptor: reading a directory moves its position
-        let directory = fs::openat(&self.fd, ".", DIRECTORY, Mode::empty()).map_err(wrong())?;
-        for entry in fs::Dir::read_from(directory).map_err(wrong())? {
-            let entry = entry.map_err(wrong())?;
-            let name = entry.file_name().to_str().unwrap_or_default();
-            let shard = name.strip_prefix("shard-").map(|name| name.replace("-of-", "/"));
-            found.extend(shard.and_then(|shard| shard.parse::<ShardOf>().ok()));
-        }
-        Ok(found)
+        let shard = |name: &String| {
+            name.strip_prefix("shard-")?.replace("-of-", "/").parse::<ShardOf>().ok()
+        };
+        Ok(names(&self.fd, &self.path)?.iter().filter_map(shard).collect())
     }
 
     /// Opens a file to read and write it, made if missing.

@@ -6,12 +6,13 @@
 //! that it wants fewer; then it is what the source was seen to grant, and grows again little by little.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use super::progress::Counters;
+use crate::lock::lock;
 use crate::store::Meter;
 
 /// Where the climb begins: enough to see what more brings, little enough for any source.
@@ -239,7 +240,7 @@ impl Pace {
     pub(crate) async fn turn(&self) {
         loop {
             let turn = {
-                let mut tempo = self.tempo.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut tempo = lock(&self.tempo);
                 let (granted, refused) = (&self.meter.granted, &self.meter.refused);
                 let now = self.started.elapsed();
                 tempo.learn(now, granted.load(Relaxed), refused.load(Relaxed));

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
@@ -16,6 +16,7 @@ use super::large::Large;
 use super::pace::Pace;
 use super::plan::Action;
 use super::transfer::{Step, Transfers, Unit};
+use crate::lock::lock;
 
 /// How far the plan may run ahead of the requests: enough that there are several directories in it,
 /// little enough to be a MB.
@@ -158,7 +159,7 @@ impl Drop for Taken<'_> {
 impl Queue {
     fn state(&self) -> MutexGuard<'_, State> {
         // a panic elsewhere ends the run
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Puts an action behind the others, once there is room.

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::Success;
@@ -13,6 +13,7 @@ use super::options::Options;
 use super::pace::Pace;
 use super::progress::Counters;
 use crate::handoff::{ExitCode, Figures, Marker, Outcome, Plan, Report, ShardOf};
+use crate::lock::lock;
 use crate::store::Meter;
 use crate::telemetry::chain;
 
@@ -44,7 +45,7 @@ impl Watch {
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.seen)
     }
 
     /// A filling begins: counters from zero.

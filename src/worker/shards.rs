@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
@@ -20,6 +20,7 @@ use super::plan::{self, Look};
 use super::volume::Volume;
 use crate::handoff::{Marker, ShardOf};
 use crate::keys::{VolumePath, hex};
+use crate::lock::lock;
 
 /// The file whose lock says who looks at all markers, or takes one away.
 const COMPLETION: &str = "completion";
@@ -99,11 +100,10 @@ pub(crate) fn join(volume: &Volume, mine: &Marker) -> Result<Option<Marker>, Fai
 fn disturbed(volume: &Volume, own: &Own) -> Result<Option<VolumePath>, Failure> {
     let Some(manifest) = own.read(MANIFEST)? else { return Ok(None) };
     let lines = Mutex::new(Lines::new(manifest)?);
-    let lock = || lines.lock().unwrap_or_else(PoisonError::into_inner);
     let look = || -> Result<Option<VolumePath>, Failure> {
         loop {
             // the lock goes with this line: the others look at theirs meanwhile
-            let line = lock().next()?;
+            let line = lock(&lines).next()?;
             match line {
                 None => return Ok(None),
                 Some((_, Line::Directory { path, .. })) => volume.make_directory(&path)?,

@@ -7,15 +7,16 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::{self, AtFlags, OFlags};
 
 use super::at::{
-    FILE_MODE, Names, VolumeError, failed, new_file, open_file, open_or_make_directory,
+    FILE_MODE, Names, VolumeError, failed, names, new_file, open_file, open_or_make_directory,
     remove_file, uninterrupted,
 };
 use super::own::Own;
+use crate::lock::lock;
 
 /// The name of the directory for staged files.
 const STAGED: &str = "staged";
@@ -61,7 +62,7 @@ impl Staging {
     }
 
     fn rooms(&self) -> MutexGuard<'_, HashMap<String, Arc<OwnedFd>>> {
-        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.rooms)
     }
 
     fn shown(&self, name: &str) -> String {
@@ -148,18 +149,4 @@ impl Staging {
         }
         Ok(())
     }
-}
-
-/// The names in a directory that are UTF-8, as all of ours are.
-fn names(directory: &OwnedFd, path: &str) -> Result<Vec<String>, VolumeError> {
-    let wrong = || failed("read", path);
-    let mut names = Vec::new();
-    for entry in fs::Dir::read_from(directory).map_err(wrong())? {
-        let entry = entry.map_err(wrong())?;
-        match entry.file_name().to_str() {
-            Ok("." | "..") | Err(_) => {}
-            Ok(name) => names.push(name.to_owned()),
-        }
-    }
-    Ok(names)
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{
     self, AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat,
@@ -24,6 +24,7 @@ use super::own::Own;
 use super::staging::{Place, Staging};
 use crate::handoff::ShardOf;
 use crate::keys::{OWN_DIRECTORY, VolumePath};
+use crate::lock::lock;
 
 /// The file whose lock says that a worker is there; a crash releases it.
 const LOCK: &str = "lock";
@@ -478,10 +479,6 @@ impl Volume {
         }
         Ok(false)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Links a staged file to its own name in `at`: a link does not replace what is there, as a rename does.

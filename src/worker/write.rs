@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use super::progress::Counters;
 use super::volume::Volume;
 use crate::handoff::Direct;
 use crate::keys::VolumePath;
+use crate::lock::lock;
 
 /// A file system whose every call takes longer is worth a hop to another thread, which costs some 10
 /// to 20 µs; local ones answer in 1 to 50 µs, NAS and CPFS in 1 to 5 ms.
@@ -133,14 +134,14 @@ impl Drop for Aligned {
         // there are never more than parts that write past the page cache at once
         if !self.bytes.is_empty() {
             let bytes = std::mem::take(&mut self.bytes);
-            SPARE.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+            lock(&SPARE).push(bytes);
         }
     }
 }
 
 impl Aligned {
     fn new() -> Self {
-        let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let spare = lock(&SPARE).pop();
         let bytes = spare.unwrap_or_else(|| vec![0; DIRECT_WRITE + ALIGNMENT]);
         let start = bytes.as_ptr().align_offset(ALIGNMENT);
         Self { bytes, start, used: 0 }

@@ -2,7 +2,7 @@
 //! kind from an account in a region.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,6 +11,7 @@ use super::client::Nas;
 use super::error::NasError;
 use super::flows::DataFlow;
 use super::tasks::Task;
+use crate::lock::lock;
 
 /// How old a description may be: less than the pause between two looks at a claim, so that each look
 /// of one claim sees something new, and those of many claims the same.
@@ -84,12 +85,12 @@ impl Descriptions {
         let asked = Instant::now();
         let answer = describe(nas, region, file_system, made).await.map(Arc::new);
         let last = Last { asked, came: Instant::now(), answer: answer.clone() };
-        *entry.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+        *lock(&entry.last) = Some(last);
         answer
     }
 
     fn entry(&self, region: &str, file_system: &str) -> Arc<Entry> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.0);
         // nobody looks at those, and they are old
         all.retain(|_, entry| Arc::strong_count(entry) > 1 || entry.is_usable());
         all.entry((region.to_owned(), file_system.to_owned())).or_default().clone()
@@ -97,14 +98,14 @@ impl Descriptions {
 
     /// Something was done to `file_system`: the next one to look sees what.
     pub(crate) fn forget(&self, region: &str, file_system: &str) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.0);
         all.remove(&(region.to_owned(), file_system.to_owned()));
     }
 }
 
 impl Entry {
     fn last(&self) -> Option<Last> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.last).clone()
     }
 
     fn is_usable(&self) -> bool {

@@ -173,10 +173,16 @@ impl Prefix {
         self.0.rfind('/').map_or(0, |slash| slash + 1)
     }
 
+    /// Whether `key` is under this prefix.
+    pub fn holds(&self, key: &Key) -> bool {
+        // an empty text has no memory, and to compare with that takes some processors 80 ns
+        self.0.is_empty() || key.as_str().starts_with(&self.0)
+    }
+
     /// The part of `key` that becomes the path in the volume, or `None` if the key is not under
     /// this prefix.
     pub fn relative<'k>(&self, key: &'k Key) -> Option<&'k str> {
-        key.as_str().starts_with(self.as_str()).then(|| &key.as_str()[self.parent_len()..])
+        self.holds(key).then(|| &key.as_str()[self.parent_len()..])
     }
 
     /// The key that `relative` names under this prefix; the inverse of [`Prefix::relative`].

@@ -17,6 +17,7 @@
 //! neither role knows the other: what they agree on is [`handoff`]. That, [`keys`], and the files of
 //! the roles that say so are pure: no clock, no environment, no I/O.
 
+mod aside;
 pub mod cli;
 pub mod controller;
 pub mod handoff;

@@ -47,6 +47,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStore;
 use reqsign_core::{Env, OsEnv};
 
@@ -59,6 +60,7 @@ pub use listing::Listed;
 pub use location::{key_at, location};
 pub use meter::Meter;
 pub use retry::RetryPolicy;
+pub use spread::Found;
 pub use stated::Stated;
 
 /// How to reach the source.
@@ -227,22 +229,27 @@ impl Source {
         }
     }
 
-    /// The objects under the prefix, each once, in no order.
+    /// The objects under the prefix, each once: the first keys in order, and between them some of the
+    /// others.
     ///
-    /// A bucket is listed by one lister as long as there are a few pages, then by several at once: each
-    /// in a part of the keys, which is divided again for whoever has come to its end. That takes a
-    /// source that lists behind a key what it lists behind that key anyway; one that is seen to do
-    /// otherwise, or to list in another order than by bytes, is listed by one lister.
+    /// A bucket is listed by one lister as long as there are a few pages, or none is waited for longer than
+    /// `worth`; then by several at once: each in a part of the keys, which is divided again for whoever
+    /// has come to its end. That takes a source that lists behind a key what it lists behind that key
+    /// anyway; one that is seen to do otherwise, or to list in another order than by bytes, is listed by
+    /// one lister.
     ///
     /// Of a directory: as [`Source::list`].
     ///
     /// # Errors
     /// Those of [`Source::list`], and [`StoreError::Torn`] where parts do not make a whole:
     /// [`Source::list`] is to be asked then. After an error nothing follows.
-    pub fn list_unordered(&self) -> BoxStream<'static, Result<Listed, StoreError>> {
+    pub fn list_by_several(
+        &self,
+        worth: Duration,
+    ) -> BoxStream<'static, Result<Found, StoreError>> {
         match &self.place {
-            Place::Bucket(client) => spread::list(client.clone(), self.prefix.clone()),
-            Place::Directory(files) => files.list(None),
+            Place::Bucket(client) => spread::list(client.clone(), self.prefix.clone(), worth),
+            Place::Directory(files) => files.list(None).map_ok(Found::Next).boxed(),
         }
     }
 

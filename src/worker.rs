@@ -47,8 +47,8 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
+use crate::aside::Aside;
 use crate::handoff::{ExitCode, MARKER_VERSION, Marker, Plan, ShardOf, VerifyMode};
 use crate::store::Source;
 use crate::telemetry::chain;
@@ -62,7 +62,7 @@ pub use report::{Ended, print_plan};
 use commit::{Committed, Ledger};
 use inspect::{Capacity, Held, History, Past};
 use lanes::Lanes;
-use list::Listing;
+use list::{Listing, Order};
 use own::Own;
 use pace::Pace;
 use plan::{Action, Look, Needs, Planner};
@@ -115,7 +115,7 @@ pub async fn run(options: Options, mut stop: Stop) -> Ended {
     let result = tokio::select! {
         biased;
         code = stop.asked() => Err(Failure::Interrupted(code)),
-        result = &mut performing.0 => result.unwrap_or_else(|error| {
+        result = &mut performing => result.unwrap_or_else(|error| {
             Err(Failure::Unexpected(format!("the run did not finish: {error}")))
         }),
     };
@@ -133,15 +133,7 @@ pub(crate) enum Success {
 async fn perform(options: &Arc<Options>, watch: &Arc<Watch>) -> Result<Success, Failure> {
     let source = open_source(options, watch)?;
     if options.dry_run {
-        // sorted first, because several listers list in no order
-        let plan = match dry_run(options, watch, &source, true).await {
-            Err(failure) if list::is_unsorted(&failure) && !options.plan_first => {
-                tracing::warn!(error = %chain(&failure), "listing again, page by page: no room to sort it");
-                dry_run(options, watch, &source, false).await?
-            }
-            planned => planned?,
-        };
-        return Ok(Success::Planned(plan));
+        return Ok(Success::Planned(dry_run(options, watch, &source).await?));
     }
     let Some(path) = options.volume.clone() else {
         return Err(Failure::Unexpected("a volume is needed".to_owned()));
@@ -369,8 +361,13 @@ async fn fill(
     let _steering = Aside::spawn(Arc::clone(&pace).steer(Arc::clone(&counters)));
     let _sampling = Aside::spawn(Arc::clone(watch).sample(Arc::clone(&pace)));
 
-    let sort_first = sort_first.then(|| (volume.own().spill(), Some(capacity)));
-    let listing = list(options, source, &counters, sort_first).await?;
+    let order = if sort_first {
+        Order::Sorted(volume.own().spill(), Some(capacity))
+    } else {
+        Order::Source
+    };
+    let filter = Arc::clone(&options.filter);
+    let listing = Listing::open(source, options, filter, Arc::clone(&counters), order).await?;
     let sums = stated_sums(options, source, volume.own().spill()).await?;
     let planner = Planner::new(
         listing,
@@ -398,27 +395,11 @@ async fn fill(
     })
     .await?;
     let committed = committed?;
-    let listing_digest = planning.finish().await?.listing_digest();
+    let planner = planning.await.ok().flatten();
+    let listing_digest = planner.ok_or_else(plan_unfinished)?.listing_digest();
     watch.fetched();
     let done = Done { ledger, volume: Arc::clone(volume), listing_digest, started, committed };
     complete(options, watch, &counters, done).await
-}
-
-/// The listing in key order: streamed, or read to its end and sorted first.
-async fn list(
-    options: &Options,
-    source: &Source,
-    counters: &Arc<Counters>,
-    sort_first: Option<(SpillFile, Option<Capacity>)>,
-) -> Result<Listing, Failure> {
-    let counters = Arc::clone(counters);
-    let filter = Arc::clone(&options.filter);
-    match sort_first {
-        None => Ok(Listing::streamed(source, options, filter, counters)),
-        Some((spill, capacity)) => {
-            Listing::spooled(source, options, filter, counters, spill, capacity).await
-        }
-    }
 }
 
 async fn stated_sums(
@@ -430,29 +411,6 @@ async fn stated_sums(
         return Ok(Sums::default());
     }
     Sums::fetch(source, &options.source.prefix(), spill).await
-}
-
-/// A task that ends with its owner.
-#[derive(Debug)]
-struct Aside<T>(JoinHandle<T>);
-
-impl<T: Send + 'static> Aside<T> {
-    fn spawn(task: impl Future<Output = T> + Send + 'static) -> Self {
-        Self(tokio::spawn(task))
-    }
-}
-
-impl Aside<Option<Planner>> {
-    async fn finish(mut self) -> Result<Planner, Failure> {
-        let planner = (&mut self.0).await.ok().flatten();
-        planner.ok_or_else(|| Failure::Unexpected("the plan was not finished".to_owned()))
-    }
-}
-
-impl<T> Drop for Aside<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// Plans on a task of its own, so that the listing goes on while requests are under way.
@@ -484,8 +442,12 @@ struct Planning(Arc<Queue>);
 
 impl Drop for Planning {
     fn drop(&mut self) {
-        self.0.end(Err(Failure::Unexpected("the plan was not finished".to_owned())));
+        self.0.end(Err(plan_unfinished()));
     }
+}
+
+fn plan_unfinished() -> Failure {
+    Failure::Unexpected("the plan was not finished".to_owned())
 }
 
 /// Syncs from time to time, until that fails.
@@ -562,7 +524,29 @@ async fn dry_run(
     options: &Arc<Options>,
     watch: &Arc<Watch>,
     source: &Source,
-    sort_first: bool,
+) -> Result<Plan, Failure> {
+    let planned = dry_run_in(options, watch, source, Order::Early(sort::temporary())).await;
+    let planned = match planned {
+        Err(error) if list::is_in_parts(&error) => {
+            tracing::warn!(error = %chain(&error), "listing again, page by page");
+            dry_run_in(options, watch, source, Order::Source).await
+        }
+        planned => planned,
+    };
+    match planned {
+        Err(error @ Failure::OutOfOrder { .. }) => {
+            tracing::warn!(error = %chain(&error), "listing again: sorting it first");
+            dry_run_in(options, watch, source, Order::Sorted(sort::temporary(), None)).await
+        }
+        planned => planned,
+    }
+}
+
+async fn dry_run_in(
+    options: &Arc<Options>,
+    watch: &Arc<Watch>,
+    source: &Source,
+    order: Order,
 ) -> Result<Plan, Failure> {
     let counters = watch.begin();
     let (history, capacity) = blocking({
@@ -571,8 +555,8 @@ async fn dry_run(
     })
     .await?;
     let _display = Display::start(options.progress, Arc::clone(&counters));
-    let sort_first = sort_first.then(|| (sort::temporary(), None));
-    let listing = list(options, source, &counters, sort_first).await?;
+    let filter = Arc::clone(&options.filter);
+    let listing = Listing::open(source, options, filter, Arc::clone(&counters), order).await?;
     let sums = stated_sums(options, source, sort::temporary()).await?;
     let mut planner = Planner::new(
         listing,

@@ -16,7 +16,7 @@ use super::answer::Answer;
 use super::credentials::Credential;
 use super::endpoint::{Addressing, Endpoint};
 use super::error::{StoreError, Subject};
-use super::listing::{Listed, PageError};
+use super::listing::{Listed, Page, PageError};
 use super::providers::Chain;
 use super::retry::{Attempts, RetryPolicy};
 use super::rrsa::Rrsa;
@@ -28,7 +28,19 @@ use crate::keys::{Bucket, Dialect, Key};
 
 /// A page of a listing and where the next one begins; what an error would say.
 pub fn page(body: &[u8], dialect: Dialect) -> Result<(Vec<Listed>, Option<String>), String> {
-    match listing::parse(body, dialect) {
+    told(listing::parse(body, dialect))
+}
+
+/// The same, the long way.
+pub fn page_in_general(
+    body: &[u8],
+    dialect: Dialect,
+) -> Result<(Vec<Listed>, Option<String>), String> {
+    told(listing::parse_in_general(body, dialect))
+}
+
+fn told(page: Result<Page, PageError>) -> Result<(Vec<Listed>, Option<String>), String> {
+    match page {
         Ok(page) => Ok((page.objects, page.next)),
         Err(PageError::Malformed(reason)) => Err(reason),
         Err(PageError::Key(error)) => Err(error.to_string()),

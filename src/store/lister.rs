@@ -11,8 +11,9 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::oneshot;
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinError;
 
+use crate::aside::Aside;
 use crate::keys::{Key, Prefix};
 
 use super::client::{Ask, Client, Failure};
@@ -35,17 +36,11 @@ const MAX_EMPTY_PAGES: u32 = 1000;
 /// for each of two cores to read.
 const AHEAD: usize = 3;
 
-/// A page being fetched; dropping it stops that.
+/// A page being fetched.
 struct Ahead {
     /// The token that it was asked for with.
     token: Option<String>,
-    page: JoinHandle<Result<Page, StoreError>>,
-}
-
-impl Drop for Ahead {
-    fn drop(&mut self) {
-        self.page.abort();
-    }
+    page: Aside<Result<Page, StoreError>>,
 }
 
 /// What one page has.
@@ -197,7 +192,7 @@ impl Lister {
         let ask = Ask { kind: Kind::List, key: None, query, headers: Vec::new() };
         let (told, next) = oneshot::channel();
         let mut told = Some(told);
-        let page = tokio::spawn(async move {
+        let page = Aside::spawn(async move {
             let read = |body: Bytes| {
                 if let Some(token) = peek(&body, client.dialect)
                     && let Some(told) = told.take()
@@ -238,13 +233,13 @@ fn page_of(body: &[u8], client: &Client, prefix: &Prefix) -> Result<Page, Failur
     }
 }
 
-fn unfinished(error: JoinError) -> StoreError {
+pub(super) fn unfinished(error: JoinError) -> StoreError {
     StoreError::Other { source: Arc::new(error) }
 }
 
 /// Why a page is not of what was asked for.
 fn stray(page: &Page, prefix: &Prefix) -> Option<StoreError> {
-    let stray = page.objects.iter().find(|o| !o.key.as_str().starts_with(prefix.as_str()))?;
+    let stray = page.objects.iter().find(|object| !prefix.holds(&object.key))?;
     let (prefix, key) = (prefix.as_str().to_owned(), stray.key.clone());
     Some(StoreError::OutsidePrefix { prefix, key })
 }

@@ -1,7 +1,7 @@
-//! The listing of a prefix by several listers at once, in no order.
+//! The listing of a prefix by several listers at once.
 //!
-//! A page takes the source much longer than it takes us, and names where the next one begins: one lister
-//! waits most of the time. So the rest of a range that has gone on for a while is divided: another lister
+//! Where a page takes the source much longer than it takes us, one lister waits most of the time, as only
+//! a page names where the next one begins. So the rest of a range that has gone on for a while is divided: another lister
 //! asks for the keys behind some text, and the first of them, the *seam*, is where the range before it
 //! ends.
 //!
@@ -12,27 +12,34 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered};
-use futures::{FutureExt, StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt};
 
+use crate::aside::Aside;
 use crate::keys::{Key, Prefix};
 use crate::telemetry::chain;
 
 use super::client::Client;
 use super::divide::{Alphabet, divide};
 use super::error::StoreError;
-use super::lister::{Lister, Paged};
+use super::lister::{Lister, Paged, unfinished};
 use super::listing::Listed;
 
-/// The most listers at once. A page of 1,000 keys takes 50 to 150 ms to come, and some 2.5 ms of a core to
+/// The most listers at once. A page of 1,000 keys takes 50 to 150 ms to come, and some 1.5 ms of a core to
 /// be read and sorted: with eight, one comes every 6 to 20 ms, which leaves the core room. They ask at
 /// most 160 times a second, of the 10,000 that OSS grants an account.
 const LISTERS: usize = 8;
 
 /// Pages asked for before they are wanted, of each lister: one that the source makes, one that is read.
 const AHEAD: usize = 2;
+
+/// The range that begins with the first key of all.
+const FIRST: u64 = 0;
+
+/// The share that a page has in what is known of the wait for a page.
+const WEIGHT: f64 = 0.25;
 
 /// Pages that a range has shown before the rest of it is divided: as long as it was, it will go on for,
 /// at a guess, and a request for nothing costs as much as a page.
@@ -89,7 +96,7 @@ struct Spread {
     ranges: BTreeMap<u64, Range>,
     /// The number of the next range.
     next: u64,
-    listers: FuturesUnordered<BoxFuture<'static, Arrived>>,
+    listers: FuturesUnordered<Aside<Arrived>>,
     /// Whether ranges are divided: not once the source lists in another order than by bytes, or does not
     /// begin behind what it is told to.
     divides: bool,
@@ -97,28 +104,45 @@ struct Spread {
     throttled: u64,
     /// Pages since that has grown.
     calm: usize,
+    /// How long a page has to be waited for, for another lister to be worth its while.
+    worth: Duration,
+    /// How long a page was waited for of late; the first one, which connects, is no measure.
+    wait: Option<Duration>,
 }
 
-/// Lists the objects under `prefix`, in no order.
+/// An object of a listing by several listers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// All before it have come: the next in the source's order.
+    Next(Listed),
+    /// Some that are before it are still to come.
+    Early(Listed),
+}
+
+/// Lists the objects under `prefix`, by several listers once a page is waited for longer than `worth`.
 ///
 /// Ends after its first error.
 pub(super) fn list(
     client: Arc<Client>,
     prefix: Prefix,
-) -> BoxStream<'static, Result<Listed, StoreError>> {
-    let spread = Spread::new(client, prefix);
+    worth: Duration,
+) -> BoxStream<'static, Result<Found, StoreError>> {
+    let spread = Spread::new(client, prefix, worth);
     futures::stream::try_unfold(spread, |mut spread| async move {
         let page = spread.page().await?;
-        Ok::<_, StoreError>(page.map(|objects| (objects, spread)))
+        Ok::<_, StoreError>(page.map(|(id, objects)| ((id, objects), spread)))
     })
-    .map_ok(|objects| futures::stream::iter(objects.into_iter().map(Ok)))
+    .map_ok(|(id, objects)| {
+        let found = if id == FIRST { Found::Next } else { Found::Early };
+        futures::stream::iter(objects.into_iter().map(move |object| Ok(found(object))))
+    })
     .try_flatten()
     .fuse()
     .boxed()
 }
 
 impl Spread {
-    fn new(client: Arc<Client>, prefix: Prefix) -> Self {
+    fn new(client: Arc<Client>, prefix: Prefix, worth: Duration) -> Self {
         let throttled = client.meter.throttled.load(Relaxed);
         let whole = Lister::new(client.clone(), prefix.clone(), None, AHEAD);
         let spread = Self {
@@ -126,21 +150,29 @@ impl Spread {
             prefix,
             first: None,
             alphabet: Alphabet::default(),
-            ranges: BTreeMap::from([(0, Range::default())]),
-            next: 1,
+            ranges: BTreeMap::from([(FIRST, Range::default())]),
+            next: FIRST + 1,
             listers: FuturesUnordered::new(),
             divides: true,
             throttled,
             calm: 0,
+            worth,
+            wait: None,
         };
-        spread.go_on(Who::Range(0), whole);
+        spread.go_on(Who::Range(FIRST), whole);
         spread
     }
 
-    /// The objects of the next page, of whichever range; `None` behind the last of all.
-    async fn page(&mut self) -> Result<Option<Vec<Listed>>, StoreError> {
+    /// The objects of the next page, and of which range; `None` behind the last of all.
+    async fn page(&mut self) -> Result<Option<(u64, Vec<Listed>)>, StoreError> {
         while !self.ranges.is_empty() {
-            let Some(Arrived { who, lister, page }) = self.listers.next().await else { break };
+            let asked = Instant::now();
+            let Some(arrived) = self.listers.next().await else { break };
+            let Arrived { who, lister, page } = arrived.map_err(unfinished)?;
+            self.wait = Some(match self.wait {
+                None => Duration::ZERO,
+                Some(wait) => wait.mul_f64(1.0 - WEIGHT) + asked.elapsed().mul_f64(WEIGHT),
+            });
             let (id, page) = match who {
                 Who::Range(id) => (id, page?),
                 Who::Claim { of, behind } => match self.granted(of, behind, page) {
@@ -157,20 +189,18 @@ impl Spread {
             };
             let objects = self.take(id, lister, page)?;
             self.divide();
-            return Ok(Some(objects));
+            return Ok(Some((id, objects)));
         }
         Ok(None)
     }
 
-    /// Waits for the next page of `lister`.
+    /// Waits for the next page of `lister`: aside, so that those behind it are asked for while other
+    /// pages are used.
     fn go_on(&self, who: Who, mut lister: Lister) {
-        self.listers.push(
-            async move {
-                let page = lister.page().await;
-                Arrived { who, lister, page }
-            }
-            .boxed(),
-        );
+        self.listers.push(Aside::spawn(async move {
+            let page = lister.page().await;
+            Arrived { who, lister, page }
+        }));
     }
 
     /// Takes what a page has of a range, and goes on if that does.
@@ -214,7 +244,8 @@ impl Spread {
         self.calm = if refused { 0 } else { self.calm + 1 };
         // what came with the pages ahead was counted before these are taken
         let calm = self.calm > AHEAD * self.listers.len();
-        while calm && self.divides && self.listers.len() < LISTERS {
+        let is_worth = self.wait.is_some_and(|wait| wait >= self.worth);
+        while calm && is_worth && self.divides && self.listers.len() < LISTERS {
             let long = self.ranges.iter_mut().filter(|(_, r)| !r.claimed && r.shown >= SHOWN);
             let Some((&of, range)) = long.max_by_key(|(_, range)| range.shown) else { return };
             let behind = range.middle(&self.prefix, self.first.as_ref(), &self.alphabet);

@@ -3,10 +3,11 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use chrono::DateTime;
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use sha2::{Digest, Sha256};
 
 use super::at::{VolumeError, errno};
@@ -18,7 +19,7 @@ use super::progress::{Counters, add_stated};
 use super::sort::{Sorted, Sorter, SpillFile};
 use crate::handoff::ShardOf;
 use crate::keys::{Key, Prefix, VolumePath, hex};
-use crate::store::{Listed, Source, StoreError};
+use crate::store::{Found, Listed, Source, StoreError};
 
 /// What an object weighs besides its bytes when shards share the work: a small object costs a
 /// request and a file, about as much as this many bytes on a fast connection.
@@ -65,9 +66,25 @@ impl Entry {
     }
 }
 
+/// How long a page has to be waited for, for another lister to be worth its while: a few times as long as
+/// one takes to be read and placed. What comes faster is used about as fast as it can be, in order.
+const WORTH: Duration = Duration::from_millis(3);
+
+/// How the records come into the order of their keys.
+pub(crate) enum Order {
+    /// As the source has them.
+    Source,
+    /// The first of them as the source has them; those that come early are sorted meanwhile.
+    Early(SpillFile),
+    /// All are sorted before the first one comes. With a capacity, every key is placed and all must fit
+    /// before there is a listing.
+    Sorted(SpillFile, Option<Capacity>),
+}
+
 /// Where the records come from.
 enum Raw {
     Source(BoxStream<'static, Result<Listed, StoreError>>),
+    Several { found: BoxStream<'static, Result<Found, StoreError>>, early: Sorter },
     Spooled(Sorted),
 }
 
@@ -104,62 +121,62 @@ impl Listing {
         }
     }
 
-    /// The listing as the source streams it.
-    pub(crate) fn streamed(
+    /// The listing of `source`, in the order of its keys.
+    pub(crate) async fn open(
         source: &Source,
         options: &Options,
         filter: Arc<Filter>,
         counters: Arc<Counters>,
-    ) -> Self {
-        Self::new(Raw::Source(source.list(None)), options, filter, counters)
-    }
-
-    /// The listing read to its end first, and sorted: for sources in no order, for planning before the
-    /// first fetch, and for several listers at once. With a `capacity`, every key is placed and all must
-    /// fit before there is a listing.
-    pub(crate) async fn spooled(
-        source: &Source,
-        options: &Options,
-        filter: Arc<Filter>,
-        counters: Arc<Counters>,
-        spill: SpillFile,
-        capacity: Option<Capacity>,
+        order: Order,
     ) -> Result<Self, Failure> {
-        let mut sorter = Sorter::new(spill);
-        match gather(source.list_unordered(), &mut sorter).await {
-            Err(Failure::Store(error @ StoreError::Torn { .. })) => {
-                tracing::warn!(%error, "listing anew, page by page");
-                sorter.clear();
-                gather(source.list(None), &mut sorter).await?;
+        let raw = match order {
+            Order::Source => Raw::Source(source.list(None)),
+            Order::Early(spill) => {
+                Raw::Several { found: source.list_by_several(WORTH), early: Sorter::new(spill) }
             }
-            gathered => gathered?,
-        }
-        let sorted = sorter.finish().map_err(spool_failed)?;
-        let mut raw = Raw::Spooled(sorted);
-        if let Some(capacity) = capacity {
-            let rehearsed = Arc::<Counters>::default();
-            let mut rehearsal =
-                Self::new(raw, options, Arc::clone(&filter), Arc::clone(&rehearsed));
-            while rehearsal.next().await?.is_some() {
-                capacity.takes(&rehearsed)?;
+            Order::Sorted(spill, None) => Raw::Spooled(sorted(source, spill).await?),
+            Order::Sorted(spill, Some(capacity)) => {
+                let raw = Raw::Spooled(sorted(source, spill).await?);
+                let rehearsed = Arc::<Counters>::default();
+                let mut rehearsal =
+                    Self::new(raw, options, Arc::clone(&filter), Arc::clone(&rehearsed));
+                while rehearsal.next().await?.is_some() {
+                    capacity.takes(&rehearsed)?;
+                }
+                let mut raw = rehearsal.raw;
+                if let Raw::Spooled(sorted) = &mut raw {
+                    sorted.rewind().map_err(spool_failed)?;
+                }
+                raw
             }
-            raw = rehearsal.raw;
-            if let Raw::Spooled(sorted) = &mut raw {
-                sorted.rewind().map_err(spool_failed)?;
-            }
-        }
+        };
         Ok(Self::new(raw, options, filter, counters))
     }
 
     async fn next_listed(&mut self) -> Result<Option<Listed>, Failure> {
-        match &mut self.raw {
-            Raw::Source(stream) => Ok(stream.next().await.transpose()?),
-            Raw::Spooled(sorted) => match sorted.next().map_err(spool_failed)? {
-                None => Ok(None),
-                Some((key, value)) => unpacked(key, &value)
-                    .map(Some)
-                    .ok_or_else(|| spool_failed(io::ErrorKind::InvalidData.into())),
-            },
+        loop {
+            match &mut self.raw {
+                Raw::Source(stream) => return Ok(stream.next().await.transpose()?),
+                Raw::Several { found, early } => match found.next().await.transpose()? {
+                    Some(Found::Next(listed)) => return Ok(Some(listed)),
+                    Some(Found::Early(listed)) => push(early, &listed)?,
+                    None => {
+                        let ended = Raw::Source(futures::stream::empty().boxed());
+                        if let Raw::Several { early, .. } = std::mem::replace(&mut self.raw, ended)
+                        {
+                            self.raw = Raw::Spooled(early.finish().map_err(spool_failed)?);
+                        }
+                    }
+                },
+                Raw::Spooled(sorted) => {
+                    let Some((key, value)) = sorted.next().map_err(spool_failed)? else {
+                        return Ok(None);
+                    };
+                    let listed = unpacked(key, &value)
+                        .ok_or_else(|| spool_failed(io::ErrorKind::InvalidData.into()))?;
+                    return Ok(Some(listed));
+                }
+            }
         }
     }
 
@@ -245,21 +262,46 @@ impl Listing {
     }
 }
 
+/// All that `source` lists.
+async fn sorted(source: &Source, spill: SpillFile) -> Result<Sorted, Failure> {
+    let mut sorter = Sorter::new(spill);
+    let found = source.list_by_several(WORTH).map_ok(|found| match found {
+        Found::Next(listed) | Found::Early(listed) => listed,
+    });
+    match gather(found.boxed(), &mut sorter).await {
+        Err(Failure::Store(error @ StoreError::Torn { .. })) => {
+            tracing::warn!(%error, "listing again, page by page");
+            sorter.clear();
+            gather(source.list(None), &mut sorter).await?;
+        }
+        gathered => gathered?,
+    }
+    sorter.finish().map_err(spool_failed)
+}
+
 /// Takes all of a listing.
 async fn gather(
     mut listed: BoxStream<'static, Result<Listed, StoreError>>,
     sorter: &mut Sorter,
 ) -> Result<(), Failure> {
     while let Some(object) = listed.next().await {
-        let object = object?;
-        sorter.push(object.key.as_str().as_bytes(), &packed(&object)).map_err(spool_failed)?;
+        push(sorter, &object?)?;
     }
     Ok(())
 }
 
-/// Whether a listing failed because it could not be sorted, and not by what it holds.
-pub(crate) fn is_unsorted(failure: &Failure) -> bool {
-    matches!(failure, Failure::Volume(VolumeError::Call { action: SORT, .. }))
+fn push(sorter: &mut Sorter, listed: &Listed) -> Result<(), Failure> {
+    sorter.push(listed.key.as_str().as_bytes(), &packed(listed)).map_err(spool_failed)
+}
+
+/// Whether a listing failed because it came in parts, which did not meet or had no room, and not by what
+/// it holds.
+pub(crate) fn is_in_parts(failure: &Failure) -> bool {
+    matches!(
+        failure,
+        Failure::Store(StoreError::Torn { .. })
+            | Failure::Volume(VolumeError::Call { action: SORT, .. })
+    )
 }
 
 fn spool_failed(error: io::Error) -> Failure {

@@ -1,4 +1,4 @@
-//! Listings by several listers: every key once, in no order.
+//! Listings by several listers: every key once.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -6,18 +6,29 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use oss_server::{Fault, Generated, OssServer, Sizes};
-use ossvp::store::{Source, StoreError};
+use ossvp::store::{Found, Source, StoreError};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::support::{BUCKET, Setup, server, start, until};
 
+/// However soon a page comes, another lister is worth its while.
+const ALWAYS: Duration = Duration::ZERO;
+
 /// What a listing by several listers has, sorted; a key that comes twice is there twice.
 async fn sorted(source: &Source) -> Result<Vec<String>, StoreError> {
-    let listed: Vec<_> = source.list_unordered().try_collect().await?;
-    let mut keys: Vec<_> = listed.into_iter().map(|o| o.key.as_str().to_owned()).collect();
-    keys.sort();
-    Ok(keys)
+    let found: Vec<_> = source.list_by_several(ALWAYS).try_collect().await?;
+    let (mut next, mut early) = (Vec::new(), Vec::new());
+    for one in found {
+        match one {
+            Found::Next(listed) => next.push(listed.key.as_str().to_owned()),
+            Found::Early(listed) => early.push(listed.key.as_str().to_owned()),
+        }
+    }
+    assert!(next.is_sorted(), "what comes next is in order: {next:?}");
+    early.sort();
+    assert!(next.last() < early.first() || early.is_empty(), "nothing is behind what is early");
+    Ok([next, early].concat())
 }
 
 fn generate(server: &OssServer, count: u64) {
@@ -95,6 +106,17 @@ async fn a_short_listing_takes_no_further_request() {
 }
 
 #[tokio::test]
+async fn pages_that_come_soon_enough_are_asked_for_by_one_lister() {
+    let server = generated(100, 10_000);
+    let source = Setup::oss(&server).open();
+    // longer than any page here is waited for
+    let found: Vec<_> = source.list_by_several(Duration::MAX).try_collect().await.unwrap();
+    assert_eq!(found.len(), 10_000);
+    assert!(found.iter().all(|one| matches!(one, Found::Next(_))));
+    assert_eq!((claims(&server), source.meter().list.load(Relaxed)), (0, 100));
+}
+
+#[tokio::test]
 async fn a_long_listing_is_asked_for_by_eight_listers_at_once() {
     let server = generated(100, 40_000);
     // long enough that no page is there before the others are asked for
@@ -159,7 +181,7 @@ async fn parts_that_do_not_meet_are_an_error_and_no_listing() {
 async fn one_failure_ends_all() {
     let server = generated(50, 50_000);
     let source = Setup::oss(&server).open();
-    let mut listing = source.list_unordered();
+    let mut listing = source.list_by_several(ALWAYS);
     while claims(&server) < 5 {
         listing.try_next().await.unwrap().unwrap();
     }
@@ -175,7 +197,7 @@ async fn one_failure_ends_all() {
 async fn a_listing_that_is_dropped_asks_for_nothing_more() {
     let server = generated(50, 50_000);
     let source = Setup::oss(&server).open();
-    let mut listing = source.list_unordered();
+    let mut listing = source.list_by_several(ALWAYS);
     while claims(&server) < 5 {
         listing.try_next().await.unwrap().unwrap();
     }

@@ -8,7 +8,7 @@ use object_store::GetRange;
 use ossvp::handoff::{ExitCode, OUTCOME_LIMIT, Outcome};
 use ossvp::keys::{Dialect, Key};
 use ossvp::store::fuzzing::{
-    encode, fitting, judged, page, pause, refusal as read, signed_time, stated,
+    encode, fitting, judged, page, page_in_general, pause, refusal as read, signed_time, stated,
 };
 use ossvp::store::{Listed, StoreError};
 use ossvp::telemetry::chain;
@@ -20,11 +20,14 @@ use super::heap::within;
 /// in it and some 300 of heap, twice while a vector grows.
 const HEAP: usize = 16;
 
-/// A page of a listing: what was read, written again, reads as the same.
+/// A page of a listing: the short way and the long way read the same, and what was read, written again,
+/// reads as the same.
 pub(crate) fn listing(bytes: &[u8]) {
     let Some((first, body)) = bytes.split_first() else { return };
     let dialect = if first.is_multiple_of(2) { Dialect::Oss } else { Dialect::S3 };
-    let (objects, next) = match within(HEAP, body.len(), || page(body, dialect)) {
+    let read = within(HEAP, body.len(), || page(body, dialect));
+    assert_eq!(read, page_in_general(body, dialect));
+    let (objects, next) = match read {
         Ok(read) => read,
         Err(reason) => return one_line(&reason, 16 << 10),
     };

@@ -16,7 +16,7 @@ use crate::lock::lock;
 use crate::store::Meter;
 
 /// Where the climb begins: enough to see what more brings, little enough for any source.
-const FIRST: u32 = 16;
+const FIRST: u32 = 32;
 /// The highest level. At 20 ms to the first byte, 512 requests of small objects are 25,000 a
 /// second, above what OSS grants an account (10,000).
 const HIGHEST: u32 = 512;

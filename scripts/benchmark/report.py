@@ -180,7 +180,7 @@ def _prose(facts: dict[str, str], all_: list[Figures]) -> str:
 # Benchmarks
 
 Made by `scripts/bench`, which makes them again on any Debian machine, as root: it installs nginx and
-the peers, makes the data, and takes some 30 minutes. `scripts/bench --quick` prints the short rows
+the peers, makes the data, and takes about an hour. `scripts/bench --quick` prints the short rows
 within 3 minutes.
 
 ![Seconds that each tool took](benchmarks.svg)

@@ -1,9 +1,9 @@
 //! The listing of a prefix by several listers at once.
 //!
 //! Where a page takes the source much longer than it takes us, one lister waits most of the time, as only
-//! a page names where the next one begins. So the rest of a range that has gone on for a while is divided: another lister
-//! asks for the keys behind some text, and the first of them, the *seam*, is where the range before it
-//! ends.
+//! a page names where the next one begins. So the rest of a range that has gone on for a while is divided:
+//! another lister asks for the keys behind some text, and the first of them, the *seam*, is where the
+//! range before it ends.
 //!
 //! Every key comes exactly once, in whatever order the source lists, if only what it lists behind a text
 //! is an end of all that it lists: a range goes up to the very key that the next one begins with. Where

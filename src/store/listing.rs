@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use chrono::{DateTime, Utc};
 use memchr::{memchr, memchr2, memmem};
 use quick_xml::Reader;
+use quick_xml::escape::unescape;
 use quick_xml::events::Event;
 
 use crate::keys::{Dialect, Key};
@@ -231,27 +232,19 @@ fn malformed(reason: &str) -> PageError {
 }
 
 /// Reads a page that is written as sources write them; `None` where anything else is in it, be it
-/// XML or not. A fifth of the time that [`general`] takes, which reads the same wherever this reads
-/// anything.
+/// XML or not. With it a page takes half of the time that it takes with [`general`] alone, which reads
+/// the same wherever this reads anything.
 ///
-/// By bytes, since the searching methods of `str` compare even one of them by a call.
+/// By bytes where it can be, since a `char` is compared by a call.
 fn plain(body: &str) -> Option<Result<Reading, PageError>> {
     let mut reading = Reading::default();
     let mut open: Vec<&str> = Vec::new();
     let mut rest = body;
     loop {
         let (text, tag) = rest.split_at(memchr(b'<', rest.as_bytes())?);
-        let refers = memchr(b'&', text.as_bytes()).is_some();
-        let first = *tag.as_bytes().get(1)?;
-        if first == b'/' {
-            let name = open.pop()?;
-            let end = 2 + name.len();
-            if tag.as_bytes().get(2..end)? != name.as_bytes() || tag.as_bytes().get(end)? != &b'>' {
-                return None;
-            }
-            rest = &tag[end + 1..];
-            let text = if refers { Cow::Owned(unescape(text)?) } else { Cow::Borrowed(text) };
-            if let Err(error) = reading.end(text) {
+        if let Some(closing) = tag.strip_prefix("</") {
+            rest = closing.strip_prefix(open.pop()?)?.strip_prefix(">")?;
+            if let Err(error) = reading.end(unescape(text).ok()?) {
                 return Some(Err(error));
             }
             if open.is_empty() {
@@ -259,15 +252,14 @@ fn plain(body: &str) -> Option<Result<Reading, PageError>> {
             }
             continue;
         }
-        // such a text is nobody's, but not everything is a text
-        if refers {
+        // a text before any other tag is nobody's, but not everything is a text
+        if memchr(b'&', text.as_bytes()).is_some() {
             return None;
         }
-        if first == b'?' {
-            if !open.is_empty() {
-                return None;
-            }
-            rest = tag.strip_prefix("<?xml ")?.split_once("?>")?.1;
+        if open.is_empty()
+            && let Some(declaration) = tag.strip_prefix("<?xml ")
+        {
+            rest = declaration.split_once("?>")?.1;
             continue;
         }
         let end = memchr(b'>', tag.as_bytes())?;
@@ -401,27 +393,6 @@ impl Undecoded {
         let key = if encoded { url_decode(key)? } else { key };
         let key = Key::new(key).map_err(|e| PageError::Key(StoreError::bad_key(&e)))?;
         Ok(Listed { key, size, etag, modified, symlink, archived })
-    }
-}
-
-/// A text with the characters that its references stand for, if all stand for one.
-fn unescape(text: &str) -> Option<String> {
-    let (before, mut rest) = text.split_once('&')?;
-    let mut whole = String::with_capacity(text.len());
-    whole.push_str(before);
-    loop {
-        let (name, behind) = rest.split_once(';')?;
-        whole.push(entity(name)?);
-        match behind.split_once('&') {
-            Some((before, behind)) => {
-                whole.push_str(before);
-                rest = behind;
-            }
-            None => {
-                whole.push_str(behind);
-                return Some(whole);
-            }
-        }
     }
 }
 

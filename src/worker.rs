@@ -366,8 +366,7 @@ async fn fill(
     } else {
         Order::Source
     };
-    let filter = Arc::clone(&options.filter);
-    let listing = Listing::open(source, options, filter, Arc::clone(&counters), order).await?;
+    let listing = Listing::open(source, options, Arc::clone(&counters), order).await?;
     let sums = stated_sums(options, source, volume.own().spill()).await?;
     let planner = Planner::new(
         listing,
@@ -555,8 +554,7 @@ async fn dry_run_in(
     })
     .await?;
     let _display = Display::start(options.progress, Arc::clone(&counters));
-    let filter = Arc::clone(&options.filter);
-    let listing = Listing::open(source, options, filter, Arc::clone(&counters), order).await?;
+    let listing = Listing::open(source, options, Arc::clone(&counters), order).await?;
     let sums = stated_sums(options, source, sort::temporary()).await?;
     let mut planner = Planner::new(
         listing,

@@ -25,6 +25,10 @@ use crate::store::{Found, Listed, Source, StoreError};
 /// request and a file, about as much as this many bytes on a fast connection.
 const OBJECT_WEIGHT: u64 = 64 << 10;
 
+/// How long a page has to be waited for, for another lister to be worth its while: a few times as long as
+/// one takes to be read and placed. What comes faster is used about as fast as it can be, in order.
+const WORTH: Duration = Duration::from_millis(3);
+
 /// The action that a spooled listing fails with where there is no room for it.
 const SORT: &str = "sort";
 
@@ -66,10 +70,6 @@ impl Entry {
     }
 }
 
-/// How long a page has to be waited for, for another lister to be worth its while: a few times as long as
-/// one takes to be read and placed. What comes faster is used about as fast as it can be, in order.
-const WORTH: Duration = Duration::from_millis(3);
-
 /// How the records come into the order of their keys.
 pub(crate) enum Order {
     /// As the source has them.
@@ -107,12 +107,12 @@ impl std::fmt::Debug for Listing {
 }
 
 impl Listing {
-    fn new(raw: Raw, options: &Options, filter: Arc<Filter>, counters: Arc<Counters>) -> Self {
+    fn new(raw: Raw, options: &Options, counters: Arc<Counters>) -> Self {
         let prefix = options.source.prefix();
         Self {
             raw,
             layout: Layout::new(prefix.clone(), options.unmappable),
-            filter,
+            filter: Arc::clone(&options.filter),
             prefix,
             shards: Shards::new(options.shard),
             digest: Sha256::new(),
@@ -125,7 +125,6 @@ impl Listing {
     pub(crate) async fn open(
         source: &Source,
         options: &Options,
-        filter: Arc<Filter>,
         counters: Arc<Counters>,
         order: Order,
     ) -> Result<Self, Failure> {
@@ -134,23 +133,23 @@ impl Listing {
             Order::Early(spill) => {
                 Raw::Several { found: source.list_by_several(WORTH), early: Sorter::new(spill) }
             }
-            Order::Sorted(spill, None) => Raw::Spooled(sorted(source, spill).await?),
-            Order::Sorted(spill, Some(capacity)) => {
-                let raw = Raw::Spooled(sorted(source, spill).await?);
-                let rehearsed = Arc::<Counters>::default();
-                let mut rehearsal =
-                    Self::new(raw, options, Arc::clone(&filter), Arc::clone(&rehearsed));
-                while rehearsal.next().await?.is_some() {
-                    capacity.takes(&rehearsed)?;
-                }
-                let mut raw = rehearsal.raw;
-                if let Raw::Spooled(sorted) = &mut raw {
-                    sorted.rewind().map_err(spool_failed)?;
+            Order::Sorted(spill, capacity) => {
+                let mut raw = Raw::Spooled(sorted(source, spill).await?);
+                if let Some(capacity) = capacity {
+                    let rehearsed = Arc::<Counters>::default();
+                    let mut rehearsal = Self::new(raw, options, Arc::clone(&rehearsed));
+                    while rehearsal.next().await?.is_some() {
+                        capacity.takes(&rehearsed)?;
+                    }
+                    raw = rehearsal.raw;
+                    if let Raw::Spooled(sorted) = &mut raw {
+                        sorted.rewind().map_err(spool_failed)?;
+                    }
                 }
                 raw
             }
         };
-        Ok(Self::new(raw, options, filter, counters))
+        Ok(Self::new(raw, options, counters))
     }
 
     async fn next_listed(&mut self) -> Result<Option<Listed>, Failure> {

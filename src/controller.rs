@@ -53,6 +53,7 @@ use self::pass::{Context, reconcile, review};
 use self::serve::Health;
 pub use self::settings::{ControllerArgs, Gates, Security, Settings, SettingsError};
 pub use self::words::in_resource_terms;
+use crate::aside::Aside;
 
 /// Claims that are looked at at once. A pass is a few requests, most of them for one claim in
 /// progress every ten seconds; the API server's own priority and fairness bounds the rest.
@@ -76,12 +77,12 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()> + Send) -> R
     let address = listener.local_addr().unwrap_or(address);
     tracing::info!(%address, "serving metrics and health");
     let health = Arc::new(Health { metrics: Metrics::new(), ready: AtomicBool::new(false) });
-    let serving = tokio::spawn(serve::serve(listener, health.clone()));
+    let _serving = Aside::spawn(serve::serve(listener, health.clone()));
 
     let nas = Nas::from_env(settings.vpc)?;
     let client = connect().await?;
     health.ready.store(true, Ordering::Relaxed);
-    let result = if settings.gates.volume_populator {
+    if settings.gates.volume_populator {
         let identity = lead::identity();
         let won = tokio::select! {
             () = stop.as_mut() => None,
@@ -104,9 +105,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()> + Send) -> R
         tracing::info!("the feature gate VolumePopulator is off: nothing is served");
         stop.await;
         Ok(())
-    };
-    serving.abort();
-    result
+    }
 }
 
 async fn connect() -> Result<Client, Error> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle as BarStyle};
 
+use crate::aside::Aside;
 use crate::handoff::{Progress, ProgressStyle};
 
 /// How often a machine-readable line is written.
@@ -75,7 +76,7 @@ impl Counters {
 /// Shows `counters` until dropped.
 #[derive(Debug)]
 pub(crate) struct Display {
-    shown: Option<tokio::task::JoinHandle<()>>,
+    shown: Option<Aside<()>>,
     bar: Option<ProgressBar>,
     /// What a last line is made of, and since when.
     lines: Option<(Arc<Counters>, Instant)>,
@@ -95,7 +96,7 @@ impl Display {
 
     fn lines(counters: Arc<Counters>) -> Self {
         let counted = Arc::clone(&counters);
-        let shown = tokio::spawn(async move {
+        let shown = Aside::spawn(async move {
             let mut rate = Rate::default();
             loop {
                 tokio::time::sleep(LINE_EVERY).await;
@@ -112,7 +113,7 @@ impl Display {
             bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
         }
         let drawn = bar.clone();
-        let shown = tokio::spawn(async move {
+        let shown = Aside::spawn(async move {
             let mut rate = Rate::default();
             loop {
                 let bytes_per_s = rate.sample(counters.done_bytes.load(Relaxed));
@@ -149,9 +150,7 @@ fn draw(bar: &ProgressBar, counters: &Counters, bytes_per_s: u64) {
 
 impl Drop for Display {
     fn drop(&mut self) {
-        if let Some(shown) = &self.shown {
-            shown.abort();
-        }
+        self.shown = None;
         if let Some((counters, started)) = &self.lines {
             let bytes = counters.done_bytes.load(Relaxed) as f64;
             line(counters, (bytes / started.elapsed().as_secs_f64().max(1e-3)) as u64);

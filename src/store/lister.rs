@@ -3,14 +3,13 @@
 //! The token of the next page is taken out of a page before the page itself is read, so that the source
 //! makes the one while the other is read; and pages are read side by side.
 
-use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinError;
 
 use crate::aside::Aside;
@@ -36,11 +35,28 @@ const MAX_EMPTY_PAGES: u32 = 1000;
 /// for each of two cores to read.
 const AHEAD: usize = 3;
 
+/// What pages are asked for with.
+struct Asking {
+    client: Arc<Client>,
+    prefix: Prefix,
+    after: Option<Key>,
+    /// For the pages that are asked for before they are wanted.
+    room: Arc<Semaphore>,
+}
+
 /// A page being fetched.
 struct Ahead {
     /// The token that it was asked for with.
     token: Option<String>,
-    page: Aside<Result<Page, StoreError>>,
+    page: Aside<Result<Fetched, StoreError>>,
+    /// The page behind it, once its body has come.
+    next: oneshot::Receiver<Ahead>,
+}
+
+/// A page and the room that it takes.
+struct Fetched {
+    page: Page,
+    _room: OwnedSemaphorePermit,
 }
 
 /// What one page has.
@@ -53,15 +69,8 @@ pub(super) struct Paged {
 
 /// Goes through the pages of a listing.
 pub(super) struct Lister {
-    client: Arc<Client>,
-    prefix: Prefix,
-    after: Option<Key>,
-    /// In their order.
-    ahead: VecDeque<Ahead>,
-    /// How many those may be.
-    most_ahead: usize,
-    /// The token of the page behind those, once the last of them has come.
-    next: Option<oneshot::Receiver<String>>,
+    asking: Arc<Asking>,
+    ahead: Option<Ahead>,
     empty_pages: u32,
     pages: u64,
     /// The token of an earlier page and what its keys are, kept anew at every power of two of pages:
@@ -97,13 +106,10 @@ impl Lister {
         after: Option<Key>,
         most_ahead: usize,
     ) -> Self {
+        let room = Arc::new(Semaphore::new(most_ahead));
         Self {
-            client,
-            prefix,
-            after,
-            ahead: VecDeque::new(),
-            most_ahead,
-            next: None,
+            asking: Arc::new(Asking { client, prefix, after, room }),
+            ahead: None,
             empty_pages: 0,
             pages: 0,
             milestone: None,
@@ -112,7 +118,10 @@ impl Lister {
 
     /// The next page.
     pub(super) async fn page(&mut self) -> Result<Paged, StoreError> {
-        let Page { objects, next } = self.first().await?;
+        let Ahead { page, next: mut behind, .. } =
+            self.ahead.take().unwrap_or_else(|| self.asking.fetch(None));
+        let fetched = page.await.unwrap_or_else(|error| Err(unfinished(error)))?;
+        let Page { objects, next } = fetched.page;
         if let Some(token) = next {
             let here = (token.clone(), digest(&objects));
             if let Some((token, objects)) = &self.milestone {
@@ -132,49 +141,23 @@ impl Lister {
                 return Err(self.malformed("the listing does not end"));
             }
             // what was asked for ahead is what the page itself names, unless the page is a strange one
-            if self.ahead.front().is_none_or(|ahead| ahead.token.as_ref() != Some(&token)) {
-                self.ahead.clear();
-                self.fetch(Some(token));
-            }
+            let asked = behind.try_recv().ok().filter(|it| it.token.as_ref() == Some(&token));
+            self.ahead = Some(asked.unwrap_or_else(|| self.asking.fetch(Some(token))));
             return Ok(Paged { objects, more: true });
         }
-        self.ahead.clear();
         Ok(Paged { objects, more: false })
     }
 
-    /// Waits for the first of the pages ahead; meanwhile asks for those behind it.
-    async fn first(&mut self) -> Result<Page, StoreError> {
-        loop {
-            let room = self.ahead.len() < self.most_ahead;
-            let Some(first) = self.ahead.front_mut() else {
-                self.fetch(None);
-                continue;
-            };
-            let next = async {
-                match &mut self.next {
-                    Some(next) if room => next.await,
-                    _ => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                token = next => {
-                    self.next = None;
-                    // none: the page says so itself, or is the last
-                    if let Ok(token) = token {
-                        self.fetch(Some(token));
-                    }
-                }
-                page = &mut first.page => {
-                    self.ahead.pop_front();
-                    return page.unwrap_or_else(|error| Err(unfinished(error)));
-                }
-            }
-        }
+    fn malformed(&self, reason: &str) -> StoreError {
+        let subject = self.asking.client.subject(None);
+        StoreError::Malformed { subject, reason: reason.to_owned() }
     }
+}
 
-    /// Asks for the page of `token`, or for the first, behind those that are asked for.
-    fn fetch(&mut self, token: Option<String>) {
+impl Asking {
+    /// Asks for the page of `token`, or for the first, as soon as there is room for it; then for the one
+    /// behind it, from the same task: what another would have to be woken for, the source waits for.
+    fn fetch(self: &Arc<Self>, token: Option<String>) -> Ahead {
         let mut query = vec![
             ("list-type", "2".to_owned()),
             ("encoding-type", "url".to_owned()),
@@ -188,48 +171,46 @@ impl Lister {
             (None, Some(after)) => query.push(("start-after", after.as_str().to_owned())),
             (None, None) => {}
         }
-        let (client, prefix) = (self.client.clone(), self.prefix.clone());
         let ask = Ask { kind: Kind::List, key: None, query, headers: Vec::new() };
         let (told, next) = oneshot::channel();
         let mut told = Some(told);
+        let asking = Arc::clone(self);
         let page = Aside::spawn(async move {
+            let room = Arc::clone(&asking.room).acquire_owned().await;
+            let room = room.expect("the semaphore is never closed");
             let read = |body: Bytes| {
-                if let Some(token) = peek(&body, client.dialect)
+                if let Some(token) = peek(&body, asking.client.dialect)
                     && let Some(told) = told.take()
                 {
-                    // nobody waits for it where enough is asked for ahead
-                    let _ = told.send(token);
+                    // whoever does not take it any more drops it, and with that stops it
+                    let _ = told.send(asking.fetch(Some(token)));
                 }
-                let (client, prefix) = (client.clone(), prefix.clone());
+                let asking = Arc::clone(&asking);
                 // a millisecond's work, for which the requests beside it need not wait
-                let reading = tokio::task::spawn_blocking(move || page_of(&body, &client, &prefix));
+                let reading = tokio::task::spawn_blocking(move || asking.page_of(&body));
                 async move {
                     reading.await.unwrap_or_else(|error| Err(Failure::Final(unfinished(error))))
                 }
             };
-            client.whole(&ask, MAX_PAGE, read).await
+            let page = asking.client.whole(&ask, MAX_PAGE, read).await?;
+            Ok(Fetched { page, _room: room })
         });
-        self.ahead.push_back(Ahead { token, page });
-        self.next = Some(next);
+        Ahead { token, page, next }
     }
 
-    fn malformed(&self, reason: &str) -> StoreError {
-        StoreError::Malformed { subject: self.client.subject(None), reason: reason.to_owned() }
-    }
-}
-
-/// The page that `body` is.
-fn page_of(body: &[u8], client: &Client, prefix: &Prefix) -> Result<Page, Failure> {
-    let page = parse(body, client.dialect).map_err(|error| match error {
-        PageError::Key(error) => Failure::Final(error),
-        PageError::Malformed(reason) => {
-            let subject = client.subject(None);
-            Failure::passing(StoreError::Malformed { subject, reason })
+    /// The page that `body` is.
+    fn page_of(&self, body: &[u8]) -> Result<Page, Failure> {
+        let page = parse(body, self.client.dialect).map_err(|error| match error {
+            PageError::Key(error) => Failure::Final(error),
+            PageError::Malformed(reason) => {
+                let subject = self.client.subject(None);
+                Failure::passing(StoreError::Malformed { subject, reason })
+            }
+        })?;
+        match stray(&page, &self.prefix) {
+            Some(error) => Err(Failure::passing(error)),
+            None => Ok(page),
         }
-    })?;
-    match stray(&page, prefix) {
-        Some(error) => Err(Failure::passing(error)),
-        None => Ok(page),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::lock::lock;
 use crate::store::Meter;
 
 /// Where the climb begins: enough to see what more brings, little enough for any source.
-const FIRST: u32 = 32;
+const FIRST: u32 = 64;
 /// The highest level. At 20 ms to the first byte, 512 requests of small objects are 25,000 a
 /// second, above what OSS grants an account (10,000).
 const HIGHEST: u32 = 512;
@@ -71,6 +71,8 @@ pub(crate) struct Seen {
 #[derive(Debug)]
 pub(crate) struct Climb {
     level: u32,
+    /// Whether nothing was seen yet.
+    fresh: bool,
     /// Level and work in a second before the last climb, while it is judged.
     before: Option<(u32, f64)>,
     rest: u32,
@@ -80,7 +82,7 @@ pub(crate) struct Climb {
 
 impl Climb {
     pub(crate) fn new() -> Self {
-        Self { level: FIRST, before: None, rest: 0, failed: 0 }
+        Self { level: FIRST, fresh: true, before: None, rest: 0, failed: 0 }
     }
 
     fn starting(&self) -> bool {
@@ -100,6 +102,10 @@ impl Climb {
         if !seen.full {
             // what was not asked for says nothing about what more would bring
             self.before = None;
+            return self.level;
+        }
+        // what came while connections were opened is no measure of what more of them would bring
+        if std::mem::take(&mut self.fresh) && seen.work > 0 {
             return self.level;
         }
         let work = seen.work as f64 / seen.span.as_secs_f64().max(1e-3);
@@ -369,8 +375,18 @@ mod tests {
 
     #[test]
     fn it_stays_where_more_brings_nothing() {
-        let level = settle(1000, 40_000, 10);
-        assert!((32..=64).contains(&level), "{level}");
+        let level = settle(1000, 80_000, 10);
+        assert!((FIRST..=FIRST * 2).contains(&level), "{level}");
+    }
+
+    #[test]
+    fn what_comes_while_connections_are_opened_is_no_measure() {
+        let mut climb = Climb::new();
+        let mut level = |work| climb.next(Seen { work, full: true, span: SECOND });
+        assert_eq!(level(10_000), FIRST);
+        // all that there is: to go on from the first span would have seemed to pay
+        let levels = [level(20_000), level(20_000), level(20_000)];
+        assert_eq!(levels, [FIRST * 2, FIRST, FIRST]);
     }
 
     #[test]

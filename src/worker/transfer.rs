@@ -309,7 +309,7 @@ impl Transfers {
             Ok(size) if size <= SMALL => Body::Held(Held { size, ..Held::default() }),
             _ => {
                 let staged = self.naming.run(self.staging(&name, &entry, size)?).await?;
-                Body::Written(Arc::new(staged).writer(0))
+                Body::Written(Arc::new(staged).writer(0)?)
             }
         };
         let digests = self.receive(answer, wanted, &mut body).await?;
@@ -436,7 +436,7 @@ impl Transfers {
                 let (answer, stated) = self.get(large.entry(), options).await?;
                 same_size(large.entry(), answer.meta.size)?;
                 large.state(stated);
-                let mut body = Body::Written(staged.writer(range.start));
+                let mut body = Body::Written(staged.writer(range.start)?);
                 (self.receive(answer, self.part_digests(), &mut body).await?, true)
             }
         };
@@ -509,7 +509,7 @@ impl Transfers {
                     let wanted =
                         Wanted::for_check(self.demands.expected(&stated), self.demands.sha256);
                     let staged = large.staged()?;
-                    let mut body = Body::Written(staged.writer(0));
+                    let mut body = Body::Written(staged.writer(0)?);
                     drop(staged);
                     digests = self.receive(answer, wanted, &mut body).await?;
                 }

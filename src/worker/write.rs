@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use memmap2::{Advice, MmapMut};
 use rustix::fs::{FsWord, OFlags};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
@@ -118,45 +119,63 @@ const RESERVED: u64 = 1 << 20;
 /// larger ones on ext4.
 const DIRECT_WRITE: usize = 1 << 20;
 
-/// Memory that was used and is there already: what is new to a process costs a fault a page.
-static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+/// Memory is mapped in such pieces, each of which can be one large page: a write from it is one run of
+/// memory to the device, where 256 pages are as many segments, and more than one request can have.
+const LARGE_PAGE: usize = 2 << 20;
+
+/// Buffers that were used and are there already: what is new to a process costs a fault a page. They
+/// last as long as the process: there are never more than parts that write past the page cache at once.
+static SPARE: Mutex<Vec<&'static mut [u8]>> = Mutex::new(Vec::new());
+
+/// Maps one large page more: a buffer, and another to spare.
+fn map() -> io::Result<[&'static mut [u8]; 2]> {
+    // where a mapping begins is for the kernel to say: so much that a large page is in it
+    let mapped = Box::leak(Box::new(MmapMut::map_anon(2 * LARGE_PAGE)?));
+    // without large pages everything is as before
+    let _ = mapped.advise(Advice::HugePage);
+    let skipped = mapped.as_ptr().align_offset(LARGE_PAGE);
+    let (one, other) = mapped[skipped..][..LARGE_PAGE].split_at_mut(DIRECT_WRITE);
+    Ok([one, other])
+}
 
 /// Bytes that begin at an aligned address.
 #[derive(Debug)]
 struct Aligned {
-    bytes: Vec<u8>,
-    start: usize,
+    bytes: &'static mut [u8],
     used: usize,
 }
 
 impl Drop for Aligned {
     fn drop(&mut self) {
-        // there are never more than parts that write past the page cache at once
         if !self.bytes.is_empty() {
-            let bytes = std::mem::take(&mut self.bytes);
-            lock(&SPARE).push(bytes);
+            lock(&SPARE).push(std::mem::take(&mut self.bytes));
         }
     }
 }
 
 impl Aligned {
-    fn new() -> Self {
-        let spare = lock(&SPARE).pop();
-        let bytes = spare.unwrap_or_else(|| vec![0; DIRECT_WRITE + ALIGNMENT]);
-        let start = bytes.as_ptr().align_offset(ALIGNMENT);
-        Self { bytes, start, used: 0 }
+    fn new() -> io::Result<Self> {
+        let mut spare = lock(&SPARE);
+        let bytes = match spare.pop() {
+            Some(bytes) => bytes,
+            None => {
+                let [bytes, other] = map()?;
+                spare.push(other);
+                bytes
+            }
+        };
+        Ok(Self { bytes, used: 0 })
     }
 
     /// What stands in for a buffer that is being written.
     fn none() -> Self {
-        Self { bytes: Vec::new(), start: 0, used: 0 }
+        Self { bytes: &mut [], used: 0 }
     }
 
     /// Takes what fits of `bytes` and says how much that was.
     fn take(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(DIRECT_WRITE - self.used);
-        let at = self.start + self.used;
-        self.bytes[at..at + taken].copy_from_slice(&bytes[..taken]);
+        self.bytes[self.used..][..taken].copy_from_slice(&bytes[..taken]);
         self.used += taken;
         taken
     }
@@ -164,12 +183,12 @@ impl Aligned {
     /// Fills up with zeros to a whole number of pages.
     fn pad(&mut self) {
         let end = self.used.next_multiple_of(ALIGNMENT);
-        self.bytes[self.start + self.used..self.start + end].fill(0);
+        self.bytes[self.used..end].fill(0);
         self.used = end;
     }
 
     fn filled(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + self.used]
+        &self.bytes[..self.used]
     }
 }
 
@@ -234,13 +253,11 @@ impl Staged {
     }
 
     /// A writer of the bytes from `offset` on; with O_DIRECT, `offset` must be aligned.
-    pub(crate) fn writer(self: &Arc<Self>, offset: u64) -> Writer {
+    pub(crate) fn writer(self: &Arc<Self>, offset: u64) -> Result<Writer, Failure> {
         let aligned = offset.is_multiple_of(ALIGNMENT as u64);
-        Writer {
-            staged: Arc::clone(self),
-            offset,
-            buffer: (self.direct && aligned).then(Aligned::new),
-        }
+        let buffer = (self.direct && aligned).then(Aligned::new).transpose();
+        let buffer = buffer.map_err(|error| self.failed(DIRECT_WRITE, &error))?;
+        Ok(Writer { staged: Arc::clone(self), offset, buffer })
     }
 
     /// Whether writes bypass the page cache.

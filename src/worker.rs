@@ -73,9 +73,8 @@ use sort::SpillFile;
 use staging::Staging;
 use sums::Sums;
 use transfer::Transfers;
-use verify::Demands;
 use volume::Volume;
-use write::blocking;
+use write::{Calls, blocking};
 
 /// The file that says that the source lists in another order than by bytes.
 const UNORDERED: &str = "unordered";
@@ -195,13 +194,9 @@ fn open_source(options: &Options, watch: &Watch) -> Result<Source, Failure> {
     })
 }
 
-fn demands(options: &Options) -> Demands {
-    Demands { verify: options.verify, sha256: options.sha256 }
-}
-
 fn needs(options: &Options, capacity: Option<Capacity>, folds_names: bool) -> Needs {
     let not_empty = (!options.allow_empty).then(|| options.source.to_string());
-    Needs { demands: demands(options), capacity, not_empty, folds_names }
+    Needs { demands: options.demands(), capacity, not_empty, folds_names }
 }
 
 /// The markers that were found.
@@ -232,7 +227,7 @@ fn standing(options: &Options, own: &Own) -> Result<Option<Marker>, Failure> {
             asked: options.identity.told_from(&marker.source),
         });
     }
-    let verified = demands(options).met_by(&marker.verified);
+    let verified = options.demands().met_by(&marker.verified);
     if same && verified && (marker.sha256 || !options.sha256) && !options.force {
         return Ok(Some(marker));
     }
@@ -336,13 +331,13 @@ async fn fill(
 ) -> Result<Marker, Failure> {
     let started = Utc::now();
     let counters = watch.begin();
-    let (history, capacity, ledger, folds_names) = blocking({
+    let (history, capacity, ledger, naming) = blocking({
         let (options, volume) = (Arc::clone(options), Arc::clone(volume));
         let counters = Arc::clone(&counters);
         move || {
             // before there is a manifest: the one worker that this asks for shall find none
-            let folds_names = volume.folds_names()?;
-            if folds_names && options.shard != ShardOf::WHOLE {
+            let naming = volume.naming()?;
+            if naming.folds && options.shard != ShardOf::WHOLE {
                 return Err(Failure::FoldsNames);
             }
             same_division(&options, &volume)?;
@@ -350,8 +345,8 @@ async fn fill(
             let reserved = volume.staging().clean(resumable)?;
             let capacity = Capacity::of(&volume, &history, reserved)?;
             let identity = &options.identity;
-            let ledger = Ledger::open(&volume, &counters, identity, &history, folds_names)?;
-            Ok((history, capacity, Arc::new(ledger), folds_names))
+            let ledger = Ledger::open(&volume, &counters, identity, &history, naming.folds)?;
+            Ok((history, capacity, Arc::new(ledger), naming))
         }
     })
     .await?;
@@ -372,16 +367,16 @@ async fn fill(
         listing,
         history,
         sums,
-        needs(options, Some(capacity), folds_names),
+        needs(options, Some(capacity), naming.folds),
         Some(Arc::clone(volume)),
         Arc::clone(&counters),
     );
     let queue = Arc::<Queue>::default();
     let planning = plan_ahead(planner, Arc::clone(&queue), Arc::clone(watch));
     let lanes = Lanes::start()?;
-    let demands = demands(options);
+    let calls = Calls::new(&counters, naming.takes);
     let transfers =
-        Transfers::for_lanes(lanes.count(), source, volume, &ledger, &counters, options, demands);
+        Transfers::for_lanes(lanes.count(), source, volume, &ledger, &calls, &counters, options);
     // a failed checkpoint is a failed run
     let committed = tokio::select! {
         committed = fetch::carry_out(&lanes, &transfers, &queue, &pace) => committed,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
+use super::verify::Demands;
 use crate::handoff::{
     ByteSize, Direct, PopulateArgs, ProgressStyle, Rate, ShardOf, SourceIdentity, Span, Unmappable,
     VerifyMode,
@@ -78,6 +79,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// What is asked of every file.
+    pub(crate) fn demands(&self) -> Demands {
+        Demands { verify: self.verify, sha256: self.sha256 }
+    }
+
     /// Checks `args`.
     ///
     /// # Errors

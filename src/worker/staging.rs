@@ -128,22 +128,24 @@ impl Staging {
                 reserved += stat.map_or(0, |stat| stat.st_blocks as u64 * 512);
                 continue;
             }
-            if name.starts_with(ROOM) {
-                self.empty_room(&name)?;
+            let remove = || remove_file(&self.fd, &name, &self.shown(&name));
+            match remove() {
+                // most rooms are empty, and to look first would take four calls more
+                Err(VolumeError::InTheWay { .. }) if name.starts_with(ROOM) => {
+                    self.empty_room(&name)?;
+                    remove()?;
+                }
+                removed => {
+                    removed?;
+                }
             }
-            remove_file(&self.fd, &name, &self.shown(&name))?;
         }
         Ok(reserved)
     }
 
     fn empty_room(&self, room: &str) -> Result<(), VolumeError> {
         let path = self.shown(room);
-        let fd = match open_or_make_directory(&self.fd, room, &path) {
-            Ok(fd) => fd,
-            // planted: it goes as any other file
-            Err(VolumeError::InTheWay { .. }) => return Ok(()),
-            Err(error) => return Err(error),
-        };
+        let fd = open_or_make_directory(&self.fd, room, &path)?;
         for name in names(&fd, &path)? {
             remove_file(&fd, &name, &format!("{path}/{name}"))?;
         }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -137,20 +138,20 @@ impl Transfers {
         source: &Source,
         volume: &Arc<Volume>,
         ledger: &Arc<Ledger>,
+        naming: &Arc<Calls>,
         counters: &Arc<Counters>,
         options: &Arc<Options>,
-        demands: Demands,
     ) -> Vec<Arc<Self>> {
         let first = Self {
             objects: source.objects(),
             dialect: source.dialect(),
             volume: Arc::clone(volume),
             ledger: Arc::clone(ledger),
-            naming: Calls::new(counters),
-            writing: Calls::new(counters),
+            naming: Arc::clone(naming),
+            writing: Calls::new(counters, Duration::ZERO),
             counters: Arc::clone(counters),
             options: Arc::clone(options),
-            demands,
+            demands: options.demands(),
             direct: Arc::new(Semaphore::new(DIRECT_PARTS)),
             readers: Arc::new(Semaphore::new(READERS)),
             names: Arc::default(),

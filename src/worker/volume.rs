@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     self, AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat,
@@ -41,6 +42,15 @@ pub(crate) enum Published {
     New,
     /// Something is there; the staged file still has its staged name.
     Exists,
+}
+
+/// How a volume's file system treats names.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Naming {
+    /// Whether two that differ only in case, or in Unicode composition, are one file.
+    pub(crate) folds: bool,
+    /// What it takes to make a file, or to remove one; nothing where none could be made.
+    pub(crate) takes: Duration,
 }
 
 /// An opened volume. While one that is being filled lives, no other worker has it.
@@ -449,18 +459,20 @@ impl Volume {
             .map_err(|errno| self.writing("the volume", 0, errno))
     }
 
-    /// Whether two names that differ only in case, or in Unicode composition, are one file here.
-    pub(crate) fn folds_names(&self) -> Result<bool, VolumeError> {
+    /// Finds out how names are treated here.
+    pub(crate) fn naming(&self) -> Result<Naming, VolumeError> {
         // where names may not hold an accent, none can be composed
         for (probe, others) in [
             ("probe-a\u{e9}", ["PROBE-A\u{e9}", "probe-ae\u{301}"]),
             ("probe-ae", ["PROBE-AE", "Probe-ae"]),
         ] {
             let own = &self.own;
+            let start = Instant::now();
             let file = match own.draft(probe) {
                 Err(VolumeError::Call { source, .. }) if is_refusal(source) => continue,
                 made => made?,
             };
+            let making = start.elapsed();
             let looking = || failed("look at", own.shown("probe"));
             let inode = fs::fstat(&file).map_err(looking())?.st_ino;
             let mut folds = false;
@@ -474,10 +486,12 @@ impl Volume {
                     Err(errno) => return Err(looking()(errno)),
                 }
             }
+            let start = Instant::now();
             own.discard(probe)?;
-            return Ok(folds);
+            // one of them may have waited for a core
+            return Ok(Naming { folds, takes: making.min(start.elapsed()) });
         }
-        Ok(false)
+        Ok(Naming::default())
     }
 }
 

@@ -45,13 +45,14 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
-    pub(crate) fn new(counters: &Arc<Counters>) -> Arc<Self> {
+    /// Of calls that are taken to last as long as `one`, until enough of them are seen.
+    pub(crate) fn new(counters: &Arc<Counters>, one: Duration) -> Arc<Self> {
         Arc::new(Self {
             counters: Arc::clone(counters),
             under_way: Arc::new(Semaphore::new(MOST_CALLS as usize)),
             count: AtomicU64::new(0),
             fastest_ns: AtomicU64::new(u64::MAX),
-            last_ns: AtomicU64::new(0),
+            last_ns: AtomicU64::new(nanoseconds(one)),
         })
     }
 
@@ -91,7 +92,7 @@ impl Calls {
     fn timed<T>(&self, call: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let value = call();
-        let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let ns = nanoseconds(start.elapsed());
         self.counters.writing_ns.fetch_add(ns, Relaxed);
         self.fastest_ns.fetch_min(ns, Relaxed);
         if self.count.fetch_add(1, Relaxed) % WINDOW == WINDOW - 1 {
@@ -99,6 +100,10 @@ impl Calls {
         }
         value
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Runs a call that may take long where it may block.

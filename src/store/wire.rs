@@ -28,7 +28,7 @@ const TOO_LONG: &str = "the head of the answer is longer than any";
 /// up to a tenth less.
 pub(super) const FRAME: usize = 256 << 10;
 /// Buffers that a thread keeps: what is held longer than a moment is few frames of small objects.
-const SPARE: usize = 16;
+const SPARE: usize = 8;
 
 /// Buffers to receive into, the one used last on top.
 type Spare = Arc<Mutex<Vec<Vec<u8>>>>;

@@ -126,6 +126,13 @@ impl Held {
         self.several.extend_from_slice(&frame);
     }
 
+    /// Gives back the buffer that it came in.
+    fn move_out(&mut self) {
+        if self.several.is_empty() {
+            self.several = std::mem::take(&mut self.only).to_vec();
+        }
+    }
+
     fn bytes(&self) -> &[u8] {
         if self.several.is_empty() { &self.only } else { &self.several }
     }
@@ -316,6 +323,12 @@ impl Transfers {
         let digests = self.receive(answer, wanted, &mut body).await?;
         match self.demands.judge(&stated, entry.sha256, &digests) {
             Judged::Sound(checked) => {
+                if let Body::Held(held) = &mut body
+                    && self.naming.are_slow()
+                {
+                    // it will wait, and not alone
+                    held.move_out();
+                }
                 let stage = self.staging(&name, &entry, size)?;
                 let finish = move || {
                     let staged = match body {

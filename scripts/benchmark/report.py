@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections import defaultdict
 from datetime import date
 from html import escape
 from pathlib import Path
@@ -23,6 +24,8 @@ class Results(TypedDict):
 
     machine: dict[str, str]
     rows: dict[str, Rounds]
+    # which of ours each row was measured with
+    builds: dict[str, str]
 
 
 COLOURS = {"ossvp": "#2f81f7", "floor": "#8b949e", "pages": "#8b949e"}
@@ -234,6 +237,16 @@ allows.
 """
 
 
+def _facts(results: Results) -> dict[str, str]:
+    """What was measured where; rows that keep figures of an earlier build say so."""
+    facts, builds = results["machine"], results["builds"]
+    titles = defaultdict[str, list[str]](list)
+    for row in ROWS:
+        if (build := builds.get(row.name, facts["ossvp"])) != facts["ossvp"]:
+            titles[build].append(row.title)
+    return facts | {f"ossvp of: {'; '.join(rows)}": build for build, rows in titles.items()}
+
+
 def _figures(results: Results) -> list[Figures]:
     rounds = results["rows"]
     return [Figures(row, rounds[row.name]) for row in ROWS if row.name in rounds]
@@ -242,7 +255,7 @@ def _figures(results: Results) -> list[Figures]:
 def write(directory: Path, results: Results) -> None:
     """Writes both files for the rows that there are figures of."""
     all_ = _figures(results)
-    (directory / "benchmarks.md").write_text(_prose(results["machine"], all_).rstrip() + "\n")
+    (directory / "benchmarks.md").write_text(_prose(_facts(results), all_).rstrip() + "\n")
     (directory / "benchmarks.svg").write_text(chart(all_))
 
 

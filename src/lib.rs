@@ -15,7 +15,8 @@
 //!
 //! Dependencies point one way: `main -> cli -> {worker, controller} -> {handoff, store} -> keys`, and
 //! neither role knows the other: what they agree on is [`handoff`]. That, [`keys`], and the files of
-//! the roles that say so are pure: no clock, no environment, no I/O.
+//! the roles that say so are pure: no clock, no environment, no I/O. `aside` (a task that ends with its
+//! owner) and `lock` are small things that store and roles use.
 
 mod aside;
 pub mod cli;

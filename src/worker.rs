@@ -331,13 +331,13 @@ async fn fill(
 ) -> Result<Marker, Failure> {
     let started = Utc::now();
     let counters = watch.begin();
-    let (history, capacity, ledger, naming) = blocking({
+    let (history, capacity, ledger, probed) = blocking({
         let (options, volume) = (Arc::clone(options), Arc::clone(volume));
         let counters = Arc::clone(&counters);
         move || {
             // before there is a manifest: the one worker that this asks for shall find none
-            let naming = volume.naming()?;
-            if naming.folds && options.shard != ShardOf::WHOLE {
+            let probed = volume.probe()?;
+            if probed.folds_names && options.shard != ShardOf::WHOLE {
                 return Err(Failure::FoldsNames);
             }
             same_division(&options, &volume)?;
@@ -345,8 +345,8 @@ async fn fill(
             let reserved = volume.staging().clean(resumable)?;
             let capacity = Capacity::of(&volume, &history, reserved)?;
             let identity = &options.identity;
-            let ledger = Ledger::open(&volume, &counters, identity, &history, naming.folds)?;
-            Ok((history, capacity, Arc::new(ledger), naming))
+            let ledger = Ledger::open(&volume, &counters, identity, &history, probed.folds_names)?;
+            Ok((history, capacity, Arc::new(ledger), probed))
         }
     })
     .await?;
@@ -367,16 +367,16 @@ async fn fill(
         listing,
         history,
         sums,
-        needs(options, Some(capacity), naming.folds),
+        needs(options, Some(capacity), probed.folds_names),
         Some(Arc::clone(volume)),
         Arc::clone(&counters),
     );
     let queue = Arc::<Queue>::default();
     let planning = plan_ahead(planner, Arc::clone(&queue), Arc::clone(watch));
     let lanes = Lanes::start()?;
-    let calls = Calls::new(&counters, naming.takes);
+    let naming = Calls::new(&counters, probed.naming_takes);
     let transfers =
-        Transfers::for_lanes(lanes.count(), source, volume, &ledger, &calls, &counters, options);
+        Transfers::for_lanes(lanes.count(), source, volume, &ledger, &naming, &counters, options);
     // a failed checkpoint is a failed run
     let committed = tokio::select! {
         committed = fetch::carry_out(&lanes, &transfers, &queue, &pace) => committed,

@@ -149,8 +149,7 @@ impl Lister {
     }
 
     fn malformed(&self, reason: &str) -> StoreError {
-        let subject = self.asking.client.subject(None);
-        StoreError::Malformed { subject, reason: reason.to_owned() }
+        self.asking.malformed(reason.to_owned())
     }
 }
 
@@ -202,15 +201,16 @@ impl Asking {
     fn page_of(&self, body: &[u8]) -> Result<Page, Failure> {
         let page = parse(body, self.client.dialect).map_err(|error| match error {
             PageError::Key(error) => Failure::Final(error),
-            PageError::Malformed(reason) => {
-                let subject = self.client.subject(None);
-                Failure::passing(StoreError::Malformed { subject, reason })
-            }
+            PageError::Malformed(reason) => Failure::passing(self.malformed(reason)),
         })?;
         match stray(&page, &self.prefix) {
             Some(error) => Err(Failure::passing(error)),
             None => Ok(page),
         }
+    }
+
+    fn malformed(&self, reason: String) -> StoreError {
+        StoreError::Malformed { subject: self.client.subject(None), reason }
     }
 }
 

@@ -71,7 +71,7 @@ pub(crate) struct Seen {
 #[derive(Debug)]
 pub(crate) struct Climb {
     level: u32,
-    /// Whether nothing was seen yet.
+    /// Whether no span was full yet.
     fresh: bool,
     /// Level and work in a second before the last climb, while it is judged.
     before: Option<(u32, f64)>,

@@ -133,12 +133,10 @@ impl Staging {
                 // most rooms are empty, and to look first would take four calls more
                 Err(VolumeError::InTheWay { .. }) if name.starts_with(ROOM) => {
                     self.empty_room(&name)?;
-                    remove()?;
+                    remove()?
                 }
-                removed => {
-                    removed?;
-                }
-            }
+                removed => removed?,
+            };
         }
         Ok(reserved)
     }

@@ -44,13 +44,13 @@ pub(crate) enum Published {
     Exists,
 }
 
-/// How a volume's file system treats names.
+/// What a probe found out about a volume's file system.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Naming {
-    /// Whether two that differ only in case, or in Unicode composition, are one file.
-    pub(crate) folds: bool,
+pub(crate) struct Probed {
+    /// Whether two names that differ only in case, or in Unicode composition, are one file.
+    pub(crate) folds_names: bool,
     /// What it takes to make a file, or to remove one; nothing where none could be made.
-    pub(crate) takes: Duration,
+    pub(crate) naming_takes: Duration,
 }
 
 /// An opened volume. While one that is being filled lives, no other worker has it.
@@ -459,8 +459,8 @@ impl Volume {
             .map_err(|errno| self.writing("the volume", 0, errno))
     }
 
-    /// Finds out how names are treated here.
-    pub(crate) fn naming(&self) -> Result<Naming, VolumeError> {
+    /// Makes a file and removes it, to find out how names are treated here.
+    pub(crate) fn probe(&self) -> Result<Probed, VolumeError> {
         // where names may not hold an accent, none can be composed
         for (probe, others) in [
             ("probe-a\u{e9}", ["PROBE-A\u{e9}", "probe-ae\u{301}"]),
@@ -475,11 +475,11 @@ impl Volume {
             let making = start.elapsed();
             let looking = || failed("look at", own.shown("probe"));
             let inode = fs::fstat(&file).map_err(looking())?.st_ino;
-            let mut folds = false;
+            let mut folds_names = false;
             for other in others {
                 let at = || fs::statat(own.fd(), other, AtFlags::SYMLINK_NOFOLLOW);
                 match uninterrupted(at) {
-                    Ok(stat) => folds |= stat.st_ino == inode,
+                    Ok(stat) => folds_names |= stat.st_ino == inode,
                     Err(Errno::NOENT) => {}
                     Err(errno) if is_refusal(errno) => {}
                     // not taken for a no: two keys would become one file
@@ -489,9 +489,10 @@ impl Volume {
             let start = Instant::now();
             own.discard(probe)?;
             // one of them may have waited for a core
-            return Ok(Naming { folds, takes: making.min(start.elapsed()) });
+            let naming_takes = making.min(start.elapsed());
+            return Ok(Probed { folds_names, naming_takes });
         }
-        Ok(Naming::default())
+        Ok(Probed::default())
     }
 }
 

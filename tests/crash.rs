@@ -110,6 +110,8 @@ struct Scene {
     faults: Vec<Fault>,
     /// Requests whose work one kill may lose.
     in_flight: u64,
+    /// Whether the file system takes its time over names: then files are staged in rooms, and linked.
+    slow_names: bool,
 }
 
 impl Scene {
@@ -118,7 +120,16 @@ impl Scene {
         // each request holds one of so many permits until its part is noted, or its object
         // committed: only those can be lost
         let in_flight = CONCURRENCY;
-        Self { name, objects, prefix: "data/", before: None, args, faults: Vec::new(), in_flight }
+        Self {
+            name,
+            objects,
+            prefix: "data/",
+            before: None,
+            args,
+            faults: Vec::new(),
+            in_flight,
+            slow_names: false,
+        }
     }
 
     /// Forgets what the server was asked, and lets go wrong again what shall.
@@ -311,6 +322,8 @@ fn kind(call: &Call) -> String {
         Some(own) => match own.strip_prefix("staged/") {
             Some(name) if name.ends_with(".parts") => "notes of parts",
             Some(name) if name.starts_with('w') => "a staged object",
+            Some(name) if name.starts_with("room-") && name.contains('/') => "a staged object",
+            Some(name) if name.starts_with("room-") => "a room",
             Some(_) => "a staged object in parts",
             None => own,
         },
@@ -337,6 +350,7 @@ fn can_tear(call: &Call) -> bool {
 
 /// Runs `command` until it is struck; `hit` hears of every call with whether it is the last.
 fn strike(
+    scene: &Scene,
     command: &Command,
     volume: &Path,
     strike: &Strike,
@@ -345,6 +359,9 @@ fn strike(
     let said = tempfile::NamedTempFile::new().unwrap();
     let mut calls = 0;
     let end = trace(command, volume, said.reopen().unwrap(), |call| {
+        if scene.slow_names && call.path.to_str().unwrap().contains("/probe-") {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         calls += u64::from(match strike {
             Strike::Never => false,
             Strike::BeforeAny(_) => true,
@@ -410,7 +427,7 @@ fn attempt(
     let mut toll = Toll::default();
     for (nth, how) in strikes.iter().enumerate() {
         let command = scene.command(server, &volume);
-        let (end, ran) = strike(&command, &volume, how, |call, struck| {
+        let (end, ran) = strike(scene, &command, &volume, how, |call, struck| {
             if struck {
                 *toll.struck.entry(kind(call)).or_default() += 1;
                 toll.torn += u64::from(matches!(how, Strike::Within(..)));
@@ -442,21 +459,28 @@ fn attempt(
 
 /// Lets a run finish, traced.
 fn undisturbed(scene: &Scene, server: &OssServer) -> Finished {
-    scene.rearm(server);
-    let place = scene.set();
-    let mut finished = Finished::default();
-    let command = scene.command(server, &place.volume());
-    let (_, ran) = strike(&command, &place.volume(), &Strike::Never, |call, _| {
-        let (calls, writes) = finished.kinds.entry(kind(call)).or_default();
-        *calls += 1;
-        *writes += u64::from(can_tear(call));
-        finished.calls += 1;
-    });
-    ran.ended(0);
-    scene.check_complete(&place.volume(), &finished);
-    finished.asked = asked(server);
-    finished.own = Some(names(&place.volume().join(".ossvp")));
-    finished
+    // on a busy machine any file system may seem slow
+    for _ in 0..100 {
+        scene.rearm(server);
+        let place = scene.set();
+        let mut finished = Finished::default();
+        let command = scene.command(server, &place.volume());
+        let (_, ran) = strike(scene, &command, &place.volume(), &Strike::Never, |call, _| {
+            let (calls, writes) = finished.kinds.entry(kind(call)).or_default();
+            *calls += 1;
+            *writes += u64::from(can_tear(call));
+            finished.calls += 1;
+        });
+        ran.ended(0);
+        scene.check_complete(&place.volume(), &finished);
+        let links = finished.kinds.keys().any(|kind| kind.starts_with("linkat"));
+        if links == scene.slow_names {
+            finished.asked = asked(server);
+            finished.own = Some(names(&place.volume().join(".ossvp")));
+            return finished;
+        }
+    }
+    panic!("{}: names never were as slow as they should be", scene.name);
 }
 
 /// Kills a run of `scene` at every step. `None` if processes cannot be traced here.
@@ -491,7 +515,11 @@ fn killed_at_every_step(scene: &Scene) -> Option<Toll> {
                 while let Some(strikes) = plan.get(next.fetch_add(1, Relaxed)) {
                     // whatever fails below is about this
                     let about = About(format!("{}: {strikes:?}", scene.name));
-                    if let Some(toll) = attempt(scene, &server, &finished, strikes) {
+                    // a run may get by without a call: threads change that, and a busy machine
+                    let tries = 0..3;
+                    let toll =
+                        tries.into_iter().find_map(|_| attempt(scene, &server, &finished, strikes));
+                    if let Some(toll) = toll {
                         total.lock().unwrap().add(&toll);
                     }
                     about.forget();
@@ -582,6 +610,13 @@ fn a_run_that_is_killed_at_any_step_is_finished_by_the_next() {
 #[test]
 fn a_run_with_sha256_that_is_killed_at_any_step_is_finished_by_the_next() {
     shows(&fresh("a new volume with --sha256", &["--sha256"]), "with --sha256");
+}
+
+#[test]
+fn a_run_with_slow_names_that_is_killed_at_any_step_is_finished_by_the_next() {
+    let name = "a new volume where names are slow";
+    let scene = Scene { slow_names: true, ..fresh(name, &[]) };
+    shows(&scene, "while one is filled whose file system takes its time over names");
 }
 
 #[test]
@@ -856,7 +891,7 @@ fn a_shard_that_lagged_behind_the_source_may_be_killed_at_any_step() {
         // the first shard has x of the old listing and is about to name it; until it goes on, the
         // source changes and the other shard is done with all of the new listing
         let end = trace(&shard("0/2"), &volume, said, |call| {
-            if call.name == "renameat2" && calls == 0 {
+            if ["renameat2", "linkat"].contains(&call.name) && calls == 0 {
                 new.put(&server, "data/");
                 shard("1/2").run().ended(0);
                 assert!(volume.join("x").exists());

@@ -23,6 +23,7 @@ use super::at::{
 };
 use super::own::Own;
 use super::staging::{Place, Staging};
+use super::write::SLOW;
 use crate::handoff::ShardOf;
 use crate::keys::{OWN_DIRECTORY, VolumePath};
 use crate::lock::lock;
@@ -34,6 +35,10 @@ const LOCK: &str = "lock";
 /// some thousand that are planned, so the same few directories are used again and again; the number
 /// only bounds descriptors.
 const CACHED_DIRECTORIES: usize = 256;
+
+/// How often the probe is made and removed once more where that seems slow: a busy machine is no slow
+/// file system.
+const NAMINGS: u32 = 3;
 
 /// How a staged file came to its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -467,12 +472,10 @@ impl Volume {
             ("probe-ae", ["PROBE-AE", "Probe-ae"]),
         ] {
             let own = &self.own;
-            let start = Instant::now();
-            let file = match own.draft(probe) {
-                Err(VolumeError::Call { source, .. }) if is_refusal(source) => continue,
-                made => made?,
+            let (file, mut naming_takes) = match timed(|| own.draft(probe)) {
+                (Err(VolumeError::Call { source, .. }), _) if is_refusal(source) => continue,
+                (made, took) => (made?, took),
             };
-            let making = start.elapsed();
             let looking = || failed("look at", own.shown("probe"));
             let inode = fs::fstat(&file).map_err(looking())?.st_ino;
             let mut folds_names = false;
@@ -486,14 +489,26 @@ impl Volume {
                     Err(errno) => return Err(looking()(errno)),
                 }
             }
-            let start = Instant::now();
-            own.discard(probe)?;
-            // one of them may have waited for a core
-            let naming_takes = making.min(start.elapsed());
+            for again in (0..=NAMINGS).rev() {
+                let (gone, took) = timed(|| own.discard(probe));
+                gone?;
+                naming_takes = naming_takes.min(took);
+                // each may have waited for a core
+                if naming_takes <= SLOW || again == 0 {
+                    break;
+                }
+                own.draft(probe)?;
+            }
             return Ok(Probed { folds_names, naming_takes });
         }
         Ok(Probed::default())
     }
+}
+
+/// What a call gave, and how long it took.
+fn timed<T>(call: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    (call(), start.elapsed())
 }
 
 /// Links a staged file to its own name in `at`: a link does not replace what is there, as a rename does.

@@ -23,7 +23,7 @@ use crate::lock::lock;
 
 /// A file system whose every call takes longer is worth a hop to another thread, which costs some 10
 /// to 20 µs; local ones answer in 1 to 50 µs, NAS and CPFS in 1 to 5 ms.
-const SLOW: Duration = Duration::from_micros(300);
+pub(crate) const SLOW: Duration = Duration::from_micros(300);
 /// How many calls are looked at together. Of these the fastest counts: one that waited for a lock or
 /// for a core says nothing about the file system, and more threads would only make it wait longer.
 const WINDOW: u64 = 32;

@@ -16,4 +16,6 @@ exec setsid --fork bash -c '
     shift
     [ "$#" = 0 ] || "$@"
     rm -rf "$folder"
+    # not the last command, which bash would become: rm closes its output before it is gone
+    exit 0
 ' keeper "$@" 2>/dev/null

@@ -79,15 +79,35 @@ fn a_filled_volume_is_0() {
     ends(again, 0, &["already complete: 1 objects, 7 bytes"]);
 }
 
-#[test]
-fn a_report_that_cannot_be_written_is_1_and_spares_the_volume() {
-    let (server, place) = (filled(server()), Place::new());
+fn populate_without_report(server: &OssServer, place: &Place) -> Command {
     let mut command = ossvp();
     command.env("OSS_ACCESS_KEY_ID", ID).env("OSS_ACCESS_KEY_SECRET", SECRET);
     command.args(["populate", SOURCE]).arg(place.volume());
     command.args(["--endpoint", &server.endpoint(), "--region", server.region()]);
+    command
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_1_before_anything_is_done() {
+    let (server, place) = (filled(server()), Place::new());
+    let mut command = populate_without_report(&server, &place);
     command.arg("--report").arg(place.file("no/report"));
     ends(&mut command, 1, &["cannot write ", "no/report", "No such file or directory"]);
+    let mut command = populate_without_report(&server, &place);
+    command.arg("--outcome").arg(place.file("no/outcome"));
+    let ran = command.run();
+    assert!(ran.code == 1 && ran.stderr.contains("no/outcome"), "{ran:?}");
+    assert!(!place.volume().exists());
+    assert_eq!(server.stats().requests, 0);
+}
+
+#[test]
+fn a_report_that_can_no_longer_be_written_is_1_and_spares_the_volume() {
+    let (server, place) = (filled(server()), Place::new());
+    let mut command = populate_without_report(&server, &place);
+    // it can be opened, but there is never room
+    command.args(["--report", "/dev/full"]);
+    ends(&mut command, 1, &["cannot write /dev/full", "No space left on device"]);
     assert!(place.is_marked());
     ends(&mut populate(&server, SOURCE, &place.volume()), 0, &["already complete"]);
 }

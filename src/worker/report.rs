@@ -1,5 +1,6 @@
 //! What a run leaves for those who asked: outcome, report, figures.
 
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
@@ -255,14 +256,35 @@ impl Ended {
     }
 }
 
+/// Makes sure that outcome and report can be written: terabytes later is late to hear that they
+/// cannot.
+pub(crate) fn expect(options: &Options) -> Result<(), Failure> {
+    for path in [&options.report, &options.outcome].into_iter().flatten() {
+        if !is_stdout(path) {
+            // what an earlier run wrote stays until there is something new
+            let opened = OpenOptions::new().create(true).append(true).open(path);
+            opened.map_err(unwritable(path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes in place, as a termination log must be: it is mounted, so it cannot be renamed over.
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let written = if path == Path::new("-") {
-        std::io::stdout().write_all(text.as_bytes())
-    } else {
-        std::fs::write(path, text)
+    let written = match is_stdout(path) {
+        true => std::io::stdout().write_all(text.as_bytes()),
+        false => std::fs::write(path, text),
     };
-    written.map_err(|source| Failure::Output { path: path.display().to_string(), source })
+    written.map_err(unwritable(path))
+}
+
+fn is_stdout(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+fn unwritable(path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
+    let path = path.display().to_string();
+    |source| Failure::Output { path, source }
 }
 
 /// Prints the plan of a dry run for people.

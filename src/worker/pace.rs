@@ -36,11 +36,19 @@ const MOST_FAILED: u32 = 4;
 /// As many failures in, the start is over.
 const START_FAILED: u32 = 2;
 
-/// The shortest time in which the granted tempo is measured.
+/// The time in which the granted tempo is measured at the first refusal; at each further one it is
+/// twice as long, up to [`SPAN`].
 const GRANTED_SPAN: Duration = Duration::from_millis(20);
-/// Of what the source was seen to grant, so much is asked for, in percent: the rest is for what is on
-/// its way when it says no.
-const GRANTED_PERCENT: f64 = 95.0;
+/// The share of what the source was seen to grant at first that is asked for: the rest is for what is
+/// on its way when it says no.
+const FIRST_SHARE: f64 = 0.95;
+/// The same later, less the share that was refused, up to so much: that is asked for again besides, and
+/// would be refused for ever.
+const GRANTED_SHARE: f64 = 0.98;
+const MOST_REFUSED: f64 = 0.05;
+/// A smaller share that is refused says nothing about the tempo: requests that were held up on their
+/// way come together, and would slow it down each time.
+const BORNE: f64 = 0.01;
 /// By how much the tempo grows in the first second in which the source does not mind. In each further
 /// second it is twice as many percent: a source that was away for a moment is soon asked for all it has.
 const TEMPO_GROWTH: f64 = 0.05;
@@ -145,6 +153,8 @@ struct Tempo {
     since: Duration,
     granted: u64,
     refused: u64,
+    /// How long that takes where it refuses any.
+    span: Duration,
     /// When the source last minded.
     minded: Duration,
     /// When the next request has its turn.
@@ -158,6 +168,7 @@ impl Tempo {
             since: Duration::ZERO,
             granted: 0,
             refused: 0,
+            span: GRANTED_SPAN,
             minded: Duration::ZERO,
             next: Duration::ZERO,
         }
@@ -166,18 +177,26 @@ impl Tempo {
     /// Learns from how many requests were granted by `now`, and how many refused.
     fn learn(&mut self, now: Duration, granted: u64, refused: u64) {
         let span = now.saturating_sub(self.since);
-        let minds = refused > self.refused;
-        if span < if minds { GRANTED_SPAN } else { SPAN } {
+        let no = refused.saturating_sub(self.refused);
+        if span < if no > 0 { self.span } else { SPAN } {
             return;
         }
+        let yes = granted.saturating_sub(self.granted);
         let seconds = span.as_secs_f64();
-        let measured = granted.saturating_sub(self.granted) as f64 / seconds;
-        if minds {
-            let lower = measured * GRANTED_PERCENT / 100.0;
-            // while it is held already, a burst that was granted says nothing new
-            let lower = self.rate.map_or(lower, |rate| lower.clamp(rate * LEFT, rate));
-            self.rate = Some(lower.max(SLOWEST));
+        let measured = yes as f64 / seconds;
+        if no > 0 {
+            let refusals = no as f64 / (yes + no) as f64;
+            let rate = match self.rate {
+                None => measured * FIRST_SHARE,
+                Some(rate) if refusals > BORNE => {
+                    let lower = measured * (GRANTED_SHARE - refusals.min(MOST_REFUSED));
+                    lower.clamp(rate * LEFT, rate)
+                }
+                Some(rate) => rate,
+            };
+            self.rate = Some(rate.max(SLOWEST));
             self.minded = now;
+            self.span = (self.span * 2).min(SPAN);
         } else if let Some(rate) = self.rate {
             let calm = (now - self.minded).as_secs_f64();
             let growth = TEMPO_GROWTH * seconds * (calm - 1.0).max(0.0).exp2();
@@ -442,6 +461,29 @@ mod tests {
         let (granted, refused) = ask(&mut tempo, 2000, 20);
         assert!(granted > 36_000, "{granted} of 40,000");
         assert!(refused < 2_000, "{refused} refused");
+    }
+
+    #[test]
+    fn requests_that_come_together_do_not_slow_it_down() {
+        let mut tempo = Tempo::new();
+        tempo.learn(GRANTED_SPAN, 40, 10);
+        let rate = tempo.rate.unwrap();
+        assert_eq!(rate.round(), 1900.0);
+        for span in 1..50 {
+            // a little less than the source grants, of which a few came at once
+            let (granted, refused) = (378 * u64::from(span), 3 * u64::from(span));
+            tempo.learn(GRANTED_SPAN + SPAN * span, 40 + granted, 10 + refused);
+        }
+        assert_eq!(tempo.rate, Some(rate));
+    }
+
+    #[test]
+    fn what_is_asked_for_again_has_its_room() {
+        let mut tempo = Tempo::new();
+        tempo.learn(GRANTED_SPAN, 40, 10);
+        // all that the source grants, and some more that were refused before
+        tempo.learn(GRANTED_SPAN + SPAN, 40 + 400, 10 + 30);
+        assert!(tempo.rate.unwrap() < 1900.0, "{:?}", tempo.rate);
     }
 
     #[test]

@@ -52,6 +52,9 @@ const BORNE: f64 = 0.01;
 /// By how much the tempo grows in the first second in which the source does not mind. In each further
 /// second it is twice as many percent: a source that was away for a moment is soon asked for all it has.
 const TEMPO_GROWTH: f64 = 0.05;
+/// The same until it was refused often enough to be known: the first measure is of a moment in which
+/// most of those who ask had just been refused.
+const TEMPO_GROWTH_FIRST: f64 = 0.5;
 /// The most by which it grows at once.
 const TEMPO_LEAP: f64 = 0.5;
 /// The slowest tempo, and the least that one refusal leaves of it.
@@ -176,6 +179,11 @@ impl Tempo {
 
     /// Learns from how many requests were granted by `now`, and how many refused.
     fn learn(&mut self, now: Duration, granted: u64, refused: u64) {
+        if self.granted + self.refused == 0 {
+            // while nothing is answered there is nothing to measure
+            (self.since, self.granted, self.refused) = (now, granted, refused);
+            return;
+        }
         let span = now.saturating_sub(self.since);
         let no = refused.saturating_sub(self.refused);
         if span < if no > 0 { self.span } else { SPAN } {
@@ -199,7 +207,9 @@ impl Tempo {
             self.span = (self.span * 2).min(SPAN);
         } else if let Some(rate) = self.rate {
             let calm = (now - self.minded).as_secs_f64();
-            let growth = TEMPO_GROWTH * seconds * (calm - 1.0).max(0.0).exp2();
+            let starting = self.span < SPAN;
+            let first_second = if starting { TEMPO_GROWTH_FIRST } else { TEMPO_GROWTH };
+            let growth = first_second * seconds * (calm - 1.0).max(0.0).exp2();
             let rate = rate * (1.0 + growth.min(TEMPO_LEAP));
             self.rate = (rate <= measured.max(SLOWEST) * ABOVE_ASKED).then_some(rate);
         }
@@ -463,26 +473,33 @@ mod tests {
         assert!(refused < 2_000, "{refused} refused");
     }
 
+    /// One that was granted 40 requests in 20 ms, after a second without an answer.
+    fn told_to_slow_down() -> Tempo {
+        let mut tempo = Tempo::new();
+        for (ms, granted, refused) in [(1, 0, 0), (980, 1, 0), (1000, 41, 10)] {
+            tempo.learn(Duration::from_millis(ms), granted, refused);
+        }
+        tempo
+    }
+
     #[test]
     fn requests_that_come_together_do_not_slow_it_down() {
-        let mut tempo = Tempo::new();
-        tempo.learn(GRANTED_SPAN, 40, 10);
+        let mut tempo = told_to_slow_down();
         let rate = tempo.rate.unwrap();
         assert_eq!(rate.round(), 1900.0);
         for span in 1..50 {
             // a little less than the source grants, of which a few came at once
             let (granted, refused) = (378 * u64::from(span), 3 * u64::from(span));
-            tempo.learn(GRANTED_SPAN + SPAN * span, 40 + granted, 10 + refused);
+            tempo.learn(SECOND + SPAN * span, 41 + granted, 10 + refused);
         }
         assert_eq!(tempo.rate, Some(rate));
     }
 
     #[test]
     fn what_is_asked_for_again_has_its_room() {
-        let mut tempo = Tempo::new();
-        tempo.learn(GRANTED_SPAN, 40, 10);
+        let mut tempo = told_to_slow_down();
         // all that the source grants, and some more that were refused before
-        tempo.learn(GRANTED_SPAN + SPAN, 40 + 400, 10 + 30);
+        tempo.learn(SECOND + SPAN, 41 + 400, 10 + 30);
         assert!(tempo.rate.unwrap() < 1900.0, "{:?}", tempo.rate);
     }
 

@@ -253,6 +253,8 @@ impl Client {
         mut read: impl FnMut(Bytes) -> R,
     ) -> Result<T, StoreError> {
         let mut budget = Budget::new();
+        let granted = || self.meter.granted.load(Ordering::Relaxed);
+        let mut seen = granted();
         loop {
             let attempt = async {
                 let body = self.hedged(ask).await?.into_body();
@@ -262,7 +264,14 @@ impl Client {
             };
             match attempt.await {
                 Ok(read) => return Ok(read),
-                Err(failure) => self.recover(failure, &mut budget).await?,
+                Err(failure) => {
+                    if ask.kind == Kind::List && granted() > std::mem::replace(&mut seen, granted())
+                    {
+                        // not away: it serves objects, of which a page names the next thousand
+                        budget.attempts.hasten();
+                    }
+                    self.recover(failure, &mut budget).await?;
+                }
             }
         }
     }

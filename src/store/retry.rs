@@ -85,6 +85,8 @@ impl RetryPolicy {
 #[derive(Debug, Default)]
 pub(crate) struct Attempts {
     failed: u32,
+    /// How often the pause was doubled.
+    doublings: u32,
     /// How often the clock was corrected since the last progress.
     pub(super) clock_set: u32,
     /// Credentials were fetched anew since the last progress.
@@ -95,6 +97,11 @@ impl Attempts {
     /// Bytes or an answer came: the budget is whole again.
     pub(super) fn progress(&mut self) {
         *self = Self::default();
+    }
+
+    /// Lets the next pause be as short as the first, and leaves the budget as it is.
+    pub(super) fn hasten(&mut self) {
+        self.doublings = 0;
     }
 
     /// How many attempts have failed since the last progress.
@@ -122,8 +129,9 @@ impl Attempts {
             return None;
         }
         // 2^20 first pauses are far above any maximum
-        let doublings = (self.failed - 1).min(20);
-        let ceiling = policy.backoff_first.saturating_mul(1 << doublings).min(policy.backoff_max);
+        let ceiling = policy.backoff_first.saturating_mul(1 << self.doublings.min(20));
+        let ceiling = ceiling.min(policy.backoff_max);
+        self.doublings += 1;
         let asked = asked.unwrap_or_default().min(policy.server_delay_max);
         Some(ceiling.mul_f64(dice.clamp(0.0, 1.0)).max(asked))
     }
@@ -144,6 +152,19 @@ mod tests {
             .map(|_| attempts.pause(&policy, None, SECOND, false, 1.0).unwrap().as_millis())
             .collect();
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 20000, 20000]);
+    }
+
+    #[test]
+    fn a_hastened_attempt_pauses_as_the_first_and_still_counts() {
+        let policy = RetryPolicy::default();
+        let mut attempts = Attempts::default();
+        for _ in 1..policy.attempts {
+            attempts.hasten();
+            let pause = attempts.pause(&policy, None, SECOND, false, 1.0);
+            assert_eq!(pause, Some(policy.backoff_first));
+        }
+        attempts.hasten();
+        assert_eq!(attempts.pause(&policy, None, SECOND, false, 1.0), None);
     }
 
     #[test]

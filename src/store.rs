@@ -215,7 +215,7 @@ impl Source {
     /// The objects under the prefix, only those strictly behind `after` if given. OSS and most S3
     /// servers list in key order; nothing here relies on it.
     ///
-    /// Streamed page by page: two pages are asked for while another is used, and no more.
+    /// Streamed page by page: up to three pages are asked for while another is used.
     /// After an error nothing follows.
     ///
     /// Of a directory: the regular files below it, symlinks followed, keys being their paths

@@ -130,8 +130,8 @@ pub(crate) enum Success {
 }
 
 async fn perform(options: &Arc<Options>, watch: &Arc<Watch>) -> Result<Success, Failure> {
-    let expected = Arc::clone(options);
-    blocking(move || report::expect(&expected)).await?;
+    let asked = Arc::clone(options);
+    blocking(move || report::check_writable(&asked)).await?;
     let source = open_source(options, watch)?;
     if options.dry_run {
         return Ok(Success::Planned(dry_run(options, watch, &source).await?));

@@ -516,10 +516,8 @@ fn killed_at_every_step(scene: &Scene) -> Option<Toll> {
                     // whatever fails below is about this
                     let about = About(format!("{}: {strikes:?}", scene.name));
                     // a run may get by without a call: threads change that, and a busy machine
-                    let tries = 0..3;
-                    let toll =
-                        tries.into_iter().find_map(|_| attempt(scene, &server, &finished, strikes));
-                    if let Some(toll) = toll {
+                    let once = |_| attempt(scene, &server, &finished, strikes);
+                    if let Some(toll) = (0..3).find_map(once) {
                         total.lock().unwrap().add(&toll);
                     }
                     about.forget();

@@ -242,7 +242,7 @@ impl Client {
         Ok(())
     }
 
-    /// Sends a request until it is answered, and reads the answer's whole body.
+    /// Sends the request for a page until it is answered, and reads the answer's whole body.
     ///
     /// # Errors
     /// What `read` makes of the body, or the last failure.
@@ -265,9 +265,10 @@ impl Client {
             match attempt.await {
                 Ok(read) => return Ok(read),
                 Err(failure) => {
-                    if ask.kind == Kind::List && granted() > std::mem::replace(&mut seen, granted())
-                    {
+                    let now = granted();
+                    if now > seen {
                         // not away: it serves objects, of which a page names the next thousand
+                        seen = now;
                         budget.attempts.hasten();
                     }
                     self.recover(failure, &mut budget).await?;

@@ -258,7 +258,7 @@ impl Ended {
 
 /// Makes sure that outcome and report can be written: terabytes later is late to hear that they
 /// cannot.
-pub(crate) fn expect(options: &Options) -> Result<(), Failure> {
+pub(crate) fn check_writable(options: &Options) -> Result<(), Failure> {
     for path in [&options.report, &options.outcome].into_iter().flatten() {
         if !is_stdout(path) {
             // what an earlier run wrote stays until there is something new

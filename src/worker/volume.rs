@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{
     self, AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat,
@@ -23,7 +23,7 @@ use super::at::{
 };
 use super::own::Own;
 use super::staging::{Place, Staging};
-use super::write::SLOW;
+use super::write::{SLOW, timed};
 use crate::handoff::ShardOf;
 use crate::keys::{OWN_DIRECTORY, VolumePath};
 use crate::lock::lock;
@@ -472,7 +472,7 @@ impl Volume {
             ("probe-ae", ["PROBE-AE", "Probe-ae"]),
         ] {
             let own = &self.own;
-            let (file, mut naming_takes) = match timed(|| own.draft(probe)) {
+            let (file, making) = match timed(|| own.draft(probe)) {
                 (Err(VolumeError::Call { source, .. }), _) if is_refusal(source) => continue,
                 (made, took) => (made?, took),
             };
@@ -489,26 +489,29 @@ impl Volume {
                     Err(errno) => return Err(looking()(errno)),
                 }
             }
-            for again in (0..=NAMINGS).rev() {
-                let (gone, took) = timed(|| own.discard(probe));
-                gone?;
-                naming_takes = naming_takes.min(took);
-                // each may have waited for a core
-                if naming_takes <= SLOW || again == 0 {
-                    break;
-                }
-                own.draft(probe)?;
-            }
+            let naming_takes = time_naming(own, probe, making)?;
             return Ok(Probed { folds_names, naming_takes });
         }
         Ok(Probed::default())
     }
 }
 
-/// What a call gave, and how long it took.
-fn timed<T>(call: impl FnOnce() -> T) -> (T, Duration) {
-    let start = Instant::now();
-    (call(), start.elapsed())
+/// Removes the probe, which was made in `making`; what it takes to make it or to remove it. Each may have
+/// waited for a core.
+fn time_naming(own: &Own, probe: &str, making: Duration) -> Result<Duration, VolumeError> {
+    let (gone, took) = timed(|| own.discard(probe));
+    gone?;
+    let mut least = making.min(took);
+    for _ in 0..NAMINGS {
+        if least <= SLOW {
+            break;
+        }
+        own.draft(probe)?;
+        let (gone, took) = timed(|| own.discard(probe));
+        gone?;
+        least = least.min(took);
+    }
+    Ok(least)
 }
 
 /// Links a staged file to its own name in `at`: a link does not replace what is there, as a rename does.

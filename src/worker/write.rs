@@ -90,9 +90,8 @@ impl Calls {
     }
 
     fn timed<T>(&self, call: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
-        let value = call();
-        let ns = nanoseconds(start.elapsed());
+        let (value, took) = timed(call);
+        let ns = nanoseconds(took);
         self.counters.writing_ns.fetch_add(ns, Relaxed);
         self.fastest_ns.fetch_min(ns, Relaxed);
         if self.count.fetch_add(1, Relaxed) % WINDOW == WINDOW - 1 {
@@ -100,6 +99,12 @@ impl Calls {
         }
         value
     }
+}
+
+/// What a call gave, and how long it took.
+pub(crate) fn timed<T>(call: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    (call(), start.elapsed())
 }
 
 fn nanoseconds(time: Duration) -> u64 {

@@ -1,0 +1,154 @@
+//! The rule by which the level moves: up while that pays. Pure.
+
+use std::time::Duration;
+
+/// Where the climb begins: enough to see what more brings, little enough for any source.
+pub(super) const FIRST: u32 = 64;
+/// The highest level. At 20 ms to the first byte, 512 requests of small objects are 25,000 a
+/// second, above what OSS grants an account (10,000).
+const HIGHEST: u32 = 512;
+/// The longest span of one measurement: long enough to tell 5 % from noise.
+const SPAN: Duration = Duration::from_millis(200);
+/// The shortest, at the start: what is looked for there is a doubling, which noise is not.
+const FIRST_SPAN: Duration = Duration::from_millis(20);
+/// A climb must bring this much more to be kept, in percent; at the start, when a doubled level shows
+/// in half of the span that follows.
+const WORTH_PERCENT: u64 = 5;
+const WORTH_PERCENT_FIRST: u64 = 20;
+/// Spans of rest after a climb that brought nothing, before the next try: twice as many after each, up
+/// to 2 to this power. One that failed at the start may have met a listing that had nothing yet.
+const MOST_FAILED: u32 = 4;
+/// As many failures in, the start is over.
+const START_FAILED: u32 = 2;
+
+/// What was seen in one span.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Seen {
+    /// Bytes and objects done, added up by the caller.
+    pub(super) work: u64,
+    /// Whether every permitted request was in flight, and none waited for its turn.
+    pub(super) full: bool,
+    /// How long the span was.
+    pub(super) span: Duration,
+}
+
+/// The level, and what the last climb brought.
+#[derive(Debug)]
+pub(super) struct Climb {
+    level: u32,
+    /// Whether no span was full yet.
+    fresh: bool,
+    /// Level and work in a second before the last climb, while it is judged.
+    before: Option<(u32, f64)>,
+    rest: u32,
+    /// Climbs that brought nothing, up to [`MOST_FAILED`].
+    failed: u32,
+}
+
+impl Climb {
+    pub(super) fn new() -> Self {
+        Self { level: FIRST, fresh: true, before: None, rest: 0, failed: 0 }
+    }
+
+    fn starting(&self) -> bool {
+        self.failed < START_FAILED
+    }
+
+    /// How long to look next, where an answer takes `first_byte` to begin.
+    pub(super) fn span(&self, first_byte: Duration) -> Duration {
+        match self.starting() {
+            true => (first_byte * 2).clamp(FIRST_SPAN, SPAN),
+            false => SPAN,
+        }
+    }
+
+    /// The level for the next span.
+    pub(super) fn next(&mut self, seen: Seen) -> u32 {
+        if !seen.full {
+            // what was not asked for says nothing about what more would bring
+            self.before = None;
+            return self.level;
+        }
+        // what came while connections were opened is no measure of what more of them would bring
+        if std::mem::take(&mut self.fresh) && seen.work > 0 {
+            return self.level;
+        }
+        let work = seen.work as f64 / seen.span.as_secs_f64().max(1e-3);
+        let percent = if self.starting() { WORTH_PERCENT_FIRST } else { WORTH_PERCENT };
+        match self.before.take() {
+            Some((level, base)) if work < base * (100 + percent) as f64 / 100.0 => {
+                self.level = level;
+                self.failed = (self.failed + 1).min(MOST_FAILED);
+                self.rest = 1 << self.failed;
+            }
+            _ if self.rest > 0 => self.rest -= 1,
+            _ if self.level < HIGHEST => {
+                self.before = Some((self.level, work));
+                self.level = (self.level * 2).min(HIGHEST);
+            }
+            _ => {}
+        }
+        self.level
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A source that serves `per_request` a second for each request, up to `ceiling` in all.
+    fn settle(per_request: u64, ceiling: u64, spans: u32) -> u32 {
+        let mut climb = Climb::new();
+        let mut level = FIRST;
+        for _ in 0..spans {
+            let work = (u64::from(level) * per_request).min(ceiling);
+            level = climb.next(Seen { work, full: true, span: SECOND });
+        }
+        level
+    }
+
+    #[test]
+    fn it_climbs_to_the_top_within_half_a_second_while_climbing_pays() {
+        assert_eq!(settle(1000, u64::MAX, 6), HIGHEST);
+        let spans = 6 * Climb::new().span(Duration::from_millis(20));
+        assert!(spans < Duration::from_millis(500), "{spans:?}");
+    }
+
+    #[test]
+    fn it_stays_where_more_brings_nothing() {
+        let level = settle(1000, 80_000, 10);
+        assert!((FIRST..=FIRST * 2).contains(&level), "{level}");
+    }
+
+    #[test]
+    fn what_comes_while_connections_are_opened_is_no_measure() {
+        let mut climb = Climb::new();
+        let mut level = |work| climb.next(Seen { work, full: true, span: SECOND });
+        assert_eq!(level(10_000), FIRST);
+        // all that there is: to go on from the first span would have seemed to pay
+        let levels = [level(20_000), level(20_000), level(20_000)];
+        assert_eq!(levels, [FIRST * 2, FIRST, FIRST]);
+    }
+
+    #[test]
+    fn a_stumble_at_the_start_costs_little() {
+        let mut climb = Climb::new();
+        let mut level = FIRST;
+        for span in 0..12 {
+            // nothing came in the second span, for whatever reason
+            let work = if span == 1 { 0 } else { u64::from(level) * 1000 };
+            level = climb.next(Seen { work, full: true, span: SECOND });
+        }
+        assert_eq!(level, HIGHEST);
+    }
+
+    #[test]
+    fn an_idle_level_does_not_move() {
+        let mut climb = Climb::new();
+        for work in [0, 10, 1_000_000] {
+            assert_eq!(climb.next(Seen { work, full: false, span: SECOND }), FIRST);
+        }
+    }
+}

@@ -13,7 +13,7 @@ from typing import TypedDict
 
 from . import data
 from .data import SLOW_AT_ONCE, SLOW_MS
-from .figures import PEERS, Figures, Rounds, cpu, family, seconds
+from .figures import PEERS, Figures, Rounds, Verdict, cpu, family, seconds
 from .peers import PACKAGES, Toolbox
 from .rows import ROWS
 from .servers import ADMITTED, FIRST_BYTE, PER_CONNECTION
@@ -73,6 +73,11 @@ def _time(value: float) -> str:
     return f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
+def _ratio(verdict: Verdict) -> str:
+    least, most = verdict.between
+    return f"{verdict.ratio:.2f} ({least:.2f} – {most:.2f})"
+
+
 def _goal(sign: str, bound: float, met: bool) -> str:
     return f"{sign} {bound:g}: {'met' if met else '**not met**'}"
 
@@ -90,12 +95,12 @@ def _summary(all_: list[Figures]) -> str:
         cells = [row.title, f"{_time(figures.median(ours, seconds))} s"]
         wall, cpu_ = figures.wall, figures.cpu
         cells += (
-            [wall.against, f"{wall.ratio:.2f}", _goal("≥", wall.goal.factor, wall.met)]
+            [wall.against, _ratio(wall), _goal("≥", wall.goal.factor, wall.met)]
             if wall
             else [""] * 3
         )
         cells += (
-            [f"{cpu_.ratio:.2f} × {cpu_.against}", _goal("≤", cpu_.goal.factor, cpu_.met)]
+            [f"{_ratio(cpu_)} × {cpu_.against}", _goal("≤", cpu_.goal.factor, cpu_.met)]
             if cpu_
             else [""] * 2
         )
@@ -119,7 +124,7 @@ def _detail(figures: Figures) -> list[str]:
         client = figures.median(tool, lambda run: run["cpu_client"])
         lines.append(
             f"| {tool} | {_time(median(walls))} ({_time(min(walls))} – {_time(max(walls))})"
-            f" | {figures.ratio(tool, seconds) if figures.ours in figures.tools else 0:.2f}"
+            f" | {median(figures.ratios(tool, seconds)) if figures.ours in figures.tools else 0:.2f}"
             f" | {_time(figures.median(tool, cpu))} | {_time(client)} | {figures.peak(tool):.0f} |"
         )
     lines += [f"| {tool} | failed: {why} | | | | |" for tool, why in figures.failed.items()]
@@ -189,6 +194,9 @@ within 3 minutes.
 ![Seconds that each tool took](benchmarks.svg)
 
 {_summary(all_)}
+
+Ratios are medians of those of each round; in brackets is where the median lies with 19 chances of 20:
+of 5 rounds, the least and the most. Whether a goal is met goes by the median.
 
 Ours runs with its default flags, checks every object's CRC-64, and writes each file under a name of
 its own before it gets the final one. A peer is run with its defaults and with the flags that were

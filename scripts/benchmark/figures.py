@@ -81,7 +81,8 @@ class Figures:
 
     @property
     def fastest_peer(self) -> str | None:
-        return min(self.peers, key=lambda peer: self.median(peer, seconds), default=None)
+        """The one that compares best with ours, round by round."""
+        return min(self.peers, key=lambda peer: median(self.ratios(peer, seconds)), default=None)
 
     def ratios(self, tool: str, figure: Callable[[Run], float]) -> list[float]:
         """How many times ours it took, in each round."""

@@ -18,7 +18,8 @@ use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use faulty::disk::{Dice, Disk, Machine, Mounted, MsFlags, Survives};
+use faulty::Dice;
+use faulty::disk::{Disk, Machine, Mounted, MsFlags, Survives};
 use oss_server::{Fault, OssServer, PutOptions};
 use sha2::{Digest, Sha256};
 use support::cases::{Part, measured, not_here, shown};

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use faulty::Dice;
 use oss_server::OssServer;
 use ossvp::handoff::{Marker, Outcome, Report};
 
@@ -170,15 +171,10 @@ pub fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// Deterministic bytes that differ from those of any other `seed`.
 pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
-    // splitmix64, one word at a time
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut dice = Dice::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let mut out = Vec::with_capacity(length + 8);
     while out.len() < length {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        out.extend_from_slice(&(z ^ (z >> 31)).to_le_bytes());
+        out.extend_from_slice(&dice.roll().to_le_bytes());
     }
     out.truncate(length);
     out

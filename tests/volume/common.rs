@@ -28,19 +28,6 @@ pub(crate) fn stride() -> u64 {
     std::env::var("OSSVP_TEST_EVERY").map_or(9, |every| every.parse().unwrap())
 }
 
-/// splitmix64.
-pub(crate) struct Drawn(pub(crate) u64);
-
-impl Drawn {
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
-
 /// Waits for the end of a run that may hang: opening a FIFO would wait for ever.
 #[track_caller]
 pub(crate) fn ended_in_time(command: &mut Command) -> Ran {

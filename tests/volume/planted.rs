@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use faulty::Dice;
 use faulty::directory::{Kind, On, Options};
 use oss_server::Fault;
 use rustix::io::Errno;
 
 use crate::common::{
-    Bad, Drawn, FLAGS, PART, SOURCE, canary, ended_in_time, everything, put_some, seed, stride,
+    Bad, FLAGS, PART, SOURCE, canary, ended_in_time, everything, put_some, seed, stride,
 };
 use crate::support::cases::{measured, shown, shown_by};
 use crate::support::{BUCKET, Place, Run, bytes, files, ossvp, populate, server, tree};
@@ -364,17 +365,17 @@ fn nothing_outside_changes_while_someone_swaps_directories_for_symlinks() {
     let expected = put_some(&server);
     let runs: u64 = std::env::var("OSSVP_TEST_RUNS").map_or(25, |runs| runs.parse().unwrap());
     let mut codes = BTreeMap::<i32, u32>::new();
-    let mut drawn = Drawn(seed());
+    let mut dice = Dice::new(seed());
     for _ in 0..runs {
         let place = Place::new();
         let canary = canary(&place);
         let before = everything(&canary);
         std::fs::create_dir(place.volume()).unwrap();
         let stop = AtomicBool::new(false);
-        let swap_seed = drawn.below(u64::MAX);
+        let swap_seed = dice.below(u64::MAX);
         let ran = std::thread::scope(|scope| {
             scope.spawn(|| {
-                let mut drawn = Drawn(swap_seed);
+                let mut dice = Dice::new(swap_seed);
                 let names = [
                     "a",
                     "d",
@@ -392,7 +393,7 @@ fn nothing_outside_changes_while_someone_swaps_directories_for_symlinks() {
                 let mut swaps = 0u32;
                 while !stop.load(Relaxed) {
                     swaps += 1;
-                    let name = names[drawn.below(names.len() as u64) as usize];
+                    let name = names[dice.below(names.len() as u64) as usize];
                     // not through a symlink of its own
                     let (parent, last) = match name.split_once('/') {
                         Some((parent, last)) => (opened(Some(&volume), parent), last),
@@ -404,11 +405,11 @@ fn nothing_outside_changes_while_someone_swaps_directories_for_symlinks() {
                     let aside = format!("aside-{swaps}");
                     // whatever fails here was not there yet, or is the run's again by now
                     let _ = rustix::fs::renameat(&parent, last, &volume, &aside);
-                    let _ = rustix::fs::symlinkat(&targets[drawn.below(4) as usize], &parent, last);
-                    for _ in 0..drawn.below(2000) {
+                    let _ = rustix::fs::symlinkat(&targets[dice.below(4) as usize], &parent, last);
+                    for _ in 0..dice.below(2000) {
                         std::hint::spin_loop();
                     }
-                    if drawn.below(3) > 0 {
+                    if dice.below(3) > 0 {
                         let flags = rustix::fs::AtFlags::empty();
                         let _ = rustix::fs::unlinkat(&parent, last, flags);
                         let _ = rustix::fs::renameat(&volume, &aside, &parent, last);

@@ -2,23 +2,24 @@
 
 use std::time::Duration;
 
+use faulty::Dice;
 use oss_server::Fault;
 
-use crate::common::{Drawn, FLAGS, PART, SOURCE, put_some, seed, stalled};
+use crate::common::{FLAGS, PART, SOURCE, put_some, seed, stalled};
 use crate::support::cases::{shown, shown_by};
 use crate::support::{BUCKET, Place, Ran, Run, files, ossvp, populate, server};
 
 #[test]
 fn of_two_workers_that_start_at_once_one_fills() {
-    let mut drawn = Drawn(seed());
+    let mut dice = Dice::new(seed());
     let races = 20;
     let (mut held, mut late) = (0, 0);
     for race in 0..races {
         let server = server();
         let expected = put_some(&server);
-        server.fault(Fault::any().delay(Duration::from_millis(5 + drawn.below(30))));
+        server.fault(Fault::any().delay(Duration::from_millis(5 + dice.below(30))));
         let place = Place::new();
-        let waits = [drawn.below(30), drawn.below(30)];
+        let waits = [dice.below(30), dice.below(30)];
         let ran: Vec<Ran> = std::thread::scope(|scope| {
             let workers = waits.map(|ms| {
                 let (server, volume) = (&server, place.volume());

@@ -6,5 +6,8 @@
 //! print instead of failing.
 
 pub mod calls;
+mod dice;
 pub mod directory;
 pub mod disk;
+
+pub use dice::Dice;

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use super::commit::Committed;
 use super::failure::Failure;
 use super::large::Large;
+use super::list::Entry;
 use super::pace::Pace;
 use super::plan::Action;
 use super::transfer::{Step, Transfers, Unit};
@@ -73,15 +74,17 @@ impl Open {
 }
 
 impl State {
-    /// A part for `lane`: of an object that no other lane writes if there is one, because a file is
-    /// locked while it is written; else of the one that has most to do.
-    fn part(&mut self, lane: usize) -> Option<Unit> {
-        let at = self
-            .larges
-            .iter()
-            .position(|open| open.lane == Some(lane))
-            .or_else(|| self.larges.iter().position(|open| open.lane.is_none()))
-            .or_else(|| (0..self.larges.len()).max_by_key(|at| self.larges[*at].left()))?;
+    /// A part for `lane`: of an object that no other lane writes if there is one, or is next in the
+    /// plan, because a file is locked while it is written; else of the one that has most to do.
+    fn part(&mut self, lane: usize, is_large: impl Fn(&Entry) -> bool) -> Option<Unit> {
+        let of = |lane| self.larges.iter().position(|open| open.lane == lane);
+        let at = match of(Some(lane)).or_else(|| of(None)) {
+            Some(at) => at,
+            None => match self.planned.front() {
+                Some(Action::Fetch { entry, .. }) if is_large(entry) => return None,
+                _ => (0..self.larges.len()).max_by_key(|at| self.larges[*at].left())?,
+            },
+        };
         let open = &mut self.larges[at];
         open.lane.get_or_insert(lane);
         let unit = Unit::Part { large: Arc::clone(&open.large), index: open.next };
@@ -205,12 +208,12 @@ impl Queue {
         loop {
             let mut more = pin!(self.more.notified());
             more.as_mut().enable();
-            if let Some(taken) = self.part(lane, pace) {
+            if let Some(taken) = self.part(lane, transfers, pace) {
                 return Ok(Some(taken));
             }
             let turn = self.turn.lock().await;
             // whoever had the turn before may have opened a large object
-            if let Some(taken) = self.part(lane, pace) {
+            if let Some(taken) = self.part(lane, transfers, pace) {
                 return Ok(Some(taken));
             }
             let action = {
@@ -253,14 +256,19 @@ impl Queue {
 
     /// A part, if it is a part's turn: parts want bandwidth and small objects want requests, so
     /// while there are both, each gets half of the requests.
-    fn part<'a>(&'a self, lane: usize, pace: &Pace) -> Option<(Unit, Taken<'a>)> {
+    fn part<'a>(
+        &'a self,
+        lane: usize,
+        transfers: &Transfers,
+        pace: &Pace,
+    ) -> Option<(Unit, Taken<'a>)> {
         let unit = {
             let mut state = self.state();
             let small_waits = !state.planned.is_empty() && state.larges.len() < OPEN_LARGE;
             if small_waits && state.parts >= pace.level().div_ceil(2) {
                 return None;
             }
-            state.part(lane)?
+            state.part(lane, |entry| transfers.is_large(entry))?
         };
         self.wake_another(pace);
         Some((unit, Taken { queue: self, is_part: true }))
@@ -278,29 +286,41 @@ impl Queue {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::list::{Entry, Target};
+    use super::super::large::Opening;
+    use super::super::list::Target;
+    use super::super::verify::Wanted;
+    use super::super::volume::Volume;
+    use super::super::write::Calls;
     use super::*;
+    use crate::handoff::{Direct, ShardOf};
     use crate::keys::Key;
 
-    /// The action `number`: a fetch, or one whose place among them matters.
-    fn action(number: usize, is_fetch: bool) -> Action {
+    /// In bytes; what is longer is large.
+    const PART_SIZE: u64 = 100;
+
+    fn entry(number: usize, size: u64) -> Entry {
         let name = number.to_string();
-        let path = name.parse().unwrap();
-        let entry = Entry {
+        Entry {
             key: Key::new(name.clone()).unwrap(),
+            target: Target::File(name.parse().unwrap()),
             relative: name,
-            target: if is_fetch { Target::File(path) } else { Target::Directory(path) },
-            size: 0,
+            size,
             etag: None,
             modified_ms: 0,
             symlink: false,
             sha256: None,
             mine: true,
-        };
-        match is_fetch {
-            true => Action::Fetch { entry, replaces: false },
-            false => Action::MakeDirectory { entry, kept: false },
         }
+    }
+
+    /// The action `number`: a fetch, or one whose place among them matters.
+    fn action(number: usize, is_fetch: bool) -> Action {
+        let entry = entry(number, 0);
+        if is_fetch {
+            return Action::Fetch { entry, replaces: false };
+        }
+        let target = Target::Directory(entry.relative.parse().unwrap());
+        Action::MakeDirectory { entry: Entry { target, ..entry }, kept: false }
     }
 
     fn number(action: &Action) -> usize {
@@ -346,5 +366,51 @@ mod tests {
             (0..64).map(|_| number(&state.action(true).unwrap().unwrap())).collect();
         let hundreds: std::collections::BTreeSet<usize> = first.iter().map(|at| at / 100).collect();
         assert!(hundreds.len() > 18, "{first:?}");
+    }
+
+    #[test]
+    fn lanes_write_large_objects_of_their_own_while_there_are_any() {
+        let place = tempfile::tempdir().unwrap();
+        let volume = Arc::new(Volume::open(&place.path().join("volume"), ShardOf::WHOLE).unwrap());
+        let calls = Calls::new(&Arc::default(), std::time::Duration::ZERO);
+        let open = |entry: Entry| {
+            let opening = Opening {
+                volume: &volume,
+                calls: &calls,
+                part_size: PART_SIZE,
+                direct: Direct::Off,
+                wanted: Wanted::COMBINING,
+            };
+            let size = entry.size;
+            let large = Large::open(opening, entry, false, size, None).unwrap();
+            Open { large, next: 0, lane: None }
+        };
+        let part = |state: &mut State, lane| {
+            let unit = state.part(lane, |entry| entry.size > PART_SIZE)?;
+            let Unit::Part { large, index } = unit else { panic!("{unit:?}") };
+            Some((large.path().as_str().to_owned(), index))
+        };
+        let taken = |path: &str, index| Some((path.to_owned(), index));
+
+        let mut state = State::default();
+        for number in [1, 2] {
+            let entry = entry(number, 3 * PART_SIZE);
+            state.plan(Action::Fetch { entry, replaces: false });
+        }
+        state.plan(action(3, true));
+        state.larges.push(open(entry(0, 3 * PART_SIZE)));
+        assert_eq!(part(&mut state, 0), taken("0", 0));
+        assert_eq!(part(&mut state, 1), None, "it opens the next one");
+        assert_eq!(part(&mut state, 0), taken("0", 1));
+
+        let Some(Action::Fetch { entry, .. }) = state.action(false).unwrap() else { panic!() };
+        state.larges.push(open(entry));
+        assert_eq!(part(&mut state, 0), taken("0", 2));
+        assert_eq!(part(&mut state, 1), taken("1", 0));
+        assert_eq!(part(&mut state, 0), None, "it opens the next one");
+
+        state.action(false).unwrap();
+        // no large one is next: what another lane has is better than nothing
+        assert_eq!(part(&mut state, 0), taken("1", 1));
     }
 }

@@ -206,10 +206,14 @@ impl Transfers {
         })
     }
 
-    /// An object in one request, or a large one that is opened for its parts; of a symlink the size
-    /// is not known yet.
+    /// Whether an object is fetched in parts; of a symlink the size is not known yet.
+    pub(crate) fn is_large(&self, entry: &Entry) -> bool {
+        !entry.symlink && entry.size > self.options.part_size
+    }
+
+    /// An object in one request, or a large one that is opened for its parts.
     async fn fetch(&self, entry: Entry, replaces: bool) -> Result<Step, Failure> {
-        if entry.symlink || entry.size <= self.options.part_size {
+        if !self.is_large(&entry) {
             return Ok(Step::Unit(Unit::Whole { entry: Box::new(entry), replaces }));
         }
         let etag = entry.etag.clone();

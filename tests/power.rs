@@ -23,15 +23,11 @@ use faulty::disk::{Disk, Machine, Mounted, MsFlags, Survives};
 use oss_server::{Fault, OssServer, PutOptions};
 use sha2::{Digest, Sha256};
 use support::cases::{Part, measured, not_here, shown};
-use support::{BUCKET, Place, Ran, Run, bytes, ossvp, populate, server, tree, wait_until};
+use support::{BUCKET, Place, Ran, Run, bytes, number, ossvp, populate, server, tree, wait_until};
 
 const SOURCE: &str = "oss://bucket/data/";
 /// How many cuts of each run that has ended; as many more are made while it goes on.
 const CUTS: u64 = 5;
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap())
-}
 
 /// A file system to lose power under.
 #[derive(Debug, Clone, Copy)]

@@ -82,12 +82,15 @@ class Figures:
     @property
     def fastest_peer(self) -> str | None:
         """The one that compares best with ours, round by round."""
-        return min(self.peers, key=lambda peer: median(self.ratios(peer, seconds)), default=None)
+        return min(self.peers, key=lambda peer: self.ratio(peer, seconds), default=None)
 
     def ratios(self, tool: str, figure: Callable[[Run], float]) -> list[float]:
         """How many times ours it took, in each round."""
         pairs = zip(self.of(tool, figure), self.of(self.ours, figure))
         return [theirs / max(ours, 1e-9) for theirs, ours in pairs]
+
+    def ratio(self, tool: str, figure: Callable[[Run], float]) -> float:
+        return median(self.ratios(tool, figure))
 
     @property
     def wall(self) -> Verdict | None:
@@ -120,7 +123,7 @@ class Figures:
         others = [tool for tool in self.tools if family(tool) in wanted]
         if not others:
             return None
-        least = min(others, key=lambda tool: median(self.ratios(tool, cpu)))
+        least = min(others, key=lambda tool: self.ratio(tool, cpu))
         ratios = [1 / ratio for ratio in self.ratios(least, cpu)]
         return Verdict(goal, ratios, least, round(median(ratios), 2) <= goal.factor)
 

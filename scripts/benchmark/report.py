@@ -124,7 +124,7 @@ def _detail(figures: Figures) -> list[str]:
         client = figures.median(tool, lambda run: run["cpu_client"])
         lines.append(
             f"| {tool} | {_time(median(walls))} ({_time(min(walls))} – {_time(max(walls))})"
-            f" | {median(figures.ratios(tool, seconds)) if figures.ours in figures.tools else 0:.2f}"
+            f" | {figures.ratio(tool, seconds) if figures.ours in figures.tools else 0:.2f}"
             f" | {_time(figures.median(tool, cpu))} | {_time(client)} | {figures.peak(tool):.0f} |"
         )
     lines += [f"| {tool} | failed: {why} | | | | |" for tool, why in figures.failed.items()]

@@ -499,19 +499,18 @@ impl Volume {
 /// Removes the probe, which was made in `making`; what it takes to make it or to remove it. Each may have
 /// waited for a core.
 fn time_naming(own: &Own, probe: &str, making: Duration) -> Result<Duration, VolumeError> {
-    let (gone, took) = timed(|| own.discard(probe));
-    gone?;
-    let mut least = making.min(took);
-    for _ in 0..NAMINGS {
-        if least <= SLOW {
-            break;
-        }
-        own.draft(probe)?;
+    let mut least = making;
+    let mut left = NAMINGS;
+    loop {
         let (gone, took) = timed(|| own.discard(probe));
         gone?;
         least = least.min(took);
+        if least <= SLOW || left == 0 {
+            return Ok(least);
+        }
+        left -= 1;
+        own.draft(probe)?;
     }
-    Ok(least)
 }
 
 /// Links a staged file to its own name in `at`: a link does not replace what is there, as a rename does.

@@ -169,6 +169,11 @@ pub fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
     tree(root).into_iter().filter(|(name, _)| !name.ends_with('/')).collect()
 }
 
+/// What the environment says of a number that a test may be given.
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
 /// Deterministic bytes that differ from those of any other `seed`.
 pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
     let mut dice = Dice::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));

@@ -11,21 +11,21 @@ use faulty::directory::{Directory, Options};
 use oss_server::OssServer;
 
 use crate::support::cases::{Part, not_here};
-use crate::support::{BUCKET, Place, Ran, bytes, files, populate, wait_until};
+use crate::support::{BUCKET, Place, Ran, bytes, files, number, populate, wait_until};
 
 pub(crate) const SOURCE: &str = "oss://bucket/data/";
 pub(crate) const PART: Part = Part::Volume;
 
 /// The seed of everything drawn here.
 pub(crate) fn seed() -> u64 {
-    let seed = std::env::var("OSSVP_TEST_SEED").map_or(20_261_123, |seed| seed.parse().unwrap());
+    let seed = number("OSSVP_TEST_SEED", 20_261_123);
     println!("OSSVP_TEST_SEED={seed}");
     seed
 }
 
 /// Every how many calls one is failed where each is a run of its own and there are many.
 pub(crate) fn stride() -> u64 {
-    std::env::var("OSSVP_TEST_EVERY").map_or(9, |every| every.parse().unwrap())
+    number("OSSVP_TEST_EVERY", 9)
 }
 
 /// Waits for the end of a run that may hang: opening a FIFO would wait for ever.

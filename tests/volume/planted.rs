@@ -15,7 +15,7 @@ use crate::common::{
     Bad, FLAGS, PART, SOURCE, canary, ended_in_time, everything, put_some, seed, stride,
 };
 use crate::support::cases::{measured, shown, shown_by};
-use crate::support::{BUCKET, Place, Run, bytes, files, ossvp, populate, server, tree};
+use crate::support::{BUCKET, Place, Run, bytes, files, number, ossvp, populate, server, tree};
 
 #[test]
 fn a_directory_where_a_file_must_be_and_a_file_where_a_directory_must_be() {
@@ -363,7 +363,7 @@ fn opened(at: Option<&std::os::fd::OwnedFd>, name: &str) -> Option<std::os::fd::
 fn nothing_outside_changes_while_someone_swaps_directories_for_symlinks() {
     let server = server();
     let expected = put_some(&server);
-    let runs: u64 = std::env::var("OSSVP_TEST_RUNS").map_or(25, |runs| runs.parse().unwrap());
+    let runs = number("OSSVP_TEST_RUNS", 25);
     let mut codes = BTreeMap::<i32, u32>::new();
     let mut dice = Dice::new(seed());
     for _ in 0..runs {

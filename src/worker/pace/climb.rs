@@ -2,19 +2,24 @@
 
 use std::time::Duration;
 
-/// Where the climb begins: enough to see what more brings, little enough for any source.
-pub(super) const FIRST: u32 = 64;
+/// Where the climb begins: enough for a source that answers at once, where more would only take turns.
+pub(super) const FIRST: u32 = 16;
+/// Where it goes on if nothing came in the first span: enough to see what more brings, little enough
+/// for any source.
+const FURTHER: u32 = 64;
 /// The highest level. At 20 ms to the first byte, 512 requests of small objects are 25,000 a
 /// second, above what OSS grants an account (10,000).
 const HIGHEST: u32 = 512;
 /// The longest span of one measurement: long enough to tell 5 % from noise.
 const SPAN: Duration = Duration::from_millis(200);
 /// The shortest, at the start: what is looked for there is a doubling, which noise is not.
-const FIRST_SPAN: Duration = Duration::from_millis(20);
+const START_SPAN: Duration = Duration::from_millis(20);
+/// The first: what does not answer by then takes its time.
+const FIRST_SPAN: Duration = Duration::from_millis(10);
 /// A climb must bring this much more to be kept, in percent; at the start, when a doubled level shows
 /// in half of the span that follows.
 const WORTH_PERCENT: u64 = 5;
-const WORTH_PERCENT_FIRST: u64 = 20;
+const WORTH_PERCENT_FIRST: u64 = 33;
 /// Spans of rest after a climb that brought nothing, before the next try: twice as many after each, up
 /// to 2 to this power. One that failed at the start may have met a listing that had nothing yet.
 const MOST_FAILED: u32 = 4;
@@ -57,7 +62,8 @@ impl Climb {
     /// How long to look next, where an answer takes `first_byte` to begin.
     pub(super) fn span(&self, first_byte: Duration) -> Duration {
         match self.starting() {
-            true => (first_byte * 2).clamp(FIRST_SPAN, SPAN),
+            _ if self.fresh => FIRST_SPAN,
+            true => (first_byte * 2).clamp(START_SPAN, SPAN),
             false => SPAN,
         }
     }
@@ -70,7 +76,11 @@ impl Climb {
             return self.level;
         }
         // what came while connections were opened is no measure of what more of them would bring
-        if std::mem::take(&mut self.fresh) && seen.work > 0 {
+        if std::mem::take(&mut self.fresh) {
+            if seen.work == 0 {
+                self.before = Some((self.level, 0.0));
+                self.level = FURTHER;
+            }
             return self.level;
         }
         let work = seen.work as f64 / seen.span.as_secs_f64().max(1e-3);
@@ -119,7 +129,7 @@ mod tests {
     #[test]
     fn it_stays_where_more_brings_nothing() {
         let level = settle(1000, 80_000, 10);
-        assert!((FIRST..=FIRST * 2).contains(&level), "{level}");
+        assert!((64..=128).contains(&level), "{level}");
     }
 
     #[test]
@@ -130,6 +140,17 @@ mod tests {
         // all that there is: to go on from the first span would have seemed to pay
         let levels = [level(20_000), level(20_000), level(20_000)];
         assert_eq!(levels, [FIRST * 2, FIRST, FIRST]);
+    }
+
+    #[test]
+    fn a_source_that_takes_its_time_is_soon_asked_for_more() {
+        let mut climb = Climb::new();
+        let mut level = |work| climb.next(Seen { work, full: true, span: SECOND });
+        assert_eq!([level(0), level(1000), level(1000)], [FURTHER, FURTHER * 2, FURTHER]);
+        // and if still nothing came, the source is no faster for it
+        let mut climb = Climb::new();
+        let mut level = |work| climb.next(Seen { work, full: true, span: SECOND });
+        assert_eq!([level(0), level(0)], [FURTHER, FURTHER * 2]);
     }
 
     #[test]

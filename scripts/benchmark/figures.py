@@ -90,6 +90,7 @@ class Figures:
         return [theirs / max(ours, 1e-9) for theirs, ours in pairs]
 
     def ratio(self, tool: str, figure: Callable[[Run], float]) -> float:
+        """The median of these."""
         return median(self.ratios(tool, figure))
 
     @property

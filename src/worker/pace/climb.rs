@@ -61,10 +61,12 @@ impl Climb {
 
     /// How long to look next, where an answer takes `first_byte` to begin.
     pub(super) fn span(&self, first_byte: Duration) -> Duration {
-        match self.starting() {
-            _ if self.fresh => FIRST_SPAN,
-            true => (first_byte * 2).clamp(START_SPAN, SPAN),
-            false => SPAN,
+        if self.fresh {
+            FIRST_SPAN
+        } else if self.starting() {
+            (first_byte * 2).clamp(START_SPAN, SPAN)
+        } else {
+            SPAN
         }
     }
 
@@ -147,7 +149,7 @@ mod tests {
         let mut climb = Climb::new();
         let mut level = |work| climb.next(Seen { work, full: true, span: SECOND });
         assert_eq!([level(0), level(1000), level(1000)], [FURTHER, FURTHER * 2, FURTHER]);
-        // and if still nothing came, the source is no faster for it
+        // and while nothing comes, for more still: what takes long is no sign of too much
         let mut climb = Climb::new();
         let mut level = |work| climb.next(Seen { work, full: true, span: SECOND });
         assert_eq!([level(0), level(0)], [FURTHER, FURTHER * 2]);

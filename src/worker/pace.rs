@@ -164,7 +164,7 @@ impl Pace {
                 first_byte = Duration::from_micros(mean);
             }
             let full = self.is_full() && now.3 == last.3;
-            let seen = Seen { work: now.0 - last.0, full, span: begun.elapsed() };
+            let seen = Seen { work: now.0 - last.0, full, span: begun.elapsed(), first_byte };
             last = now;
             let level = climb.next(seen);
             if level != self.level() {

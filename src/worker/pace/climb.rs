@@ -16,12 +16,13 @@ const SPAN: Duration = Duration::from_millis(200);
 const START_SPAN: Duration = Duration::from_millis(20);
 /// The first: what does not answer by then takes its time.
 const FIRST_SPAN: Duration = Duration::from_millis(10);
-/// A climb must bring this much more to be kept, in percent; at the start, when a doubled level shows
-/// in half of the span that follows.
-const WORTH_PERCENT: u64 = 5;
-const WORTH_PERCENT_FIRST: u64 = 33;
-/// Spans of rest after a climb that brought nothing, before the next try: twice as many after each, up
-/// to 2 to this power. One that failed at the start may have met a listing that had nothing yet.
+/// By what share work must grow for a climb to be kept.
+const WORTH: f64 = 0.05;
+/// At the start, when spans are short: the share of what comes once the new requests are answered.
+const WORTH_FIRST: f64 = 0.4;
+/// After a climb that brought nothing the next try is two spans later, after each more in a row twice as
+/// many, up to 2 to this power. One that failed at the start may have met a listing that had nothing yet,
+/// or connections that were still being opened.
 const MOST_FAILED: u32 = 4;
 /// As many failures in, the start is over.
 const START_FAILED: u32 = 2;
@@ -35,6 +36,8 @@ pub(super) struct Seen {
     pub(super) full: bool,
     /// How long the span was.
     pub(super) span: Duration,
+    /// How long an answer took to begin.
+    pub(super) first_byte: Duration,
 }
 
 /// The level, and what the last climb brought.
@@ -57,6 +60,15 @@ impl Climb {
 
     fn starting(&self) -> bool {
         self.failed < START_FAILED
+    }
+
+    /// By what share `seen` must exceed the span before for a climb to be kept.
+    fn worth(&self, seen: Seen) -> f64 {
+        if !self.starting() {
+            return WORTH;
+        }
+        let unanswered = seen.first_byte.as_secs_f64() / seen.span.as_secs_f64().max(1e-3);
+        (WORTH_FIRST * (1.0 - unanswered)).max(WORTH)
     }
 
     /// How long to look next, where an answer takes `first_byte` to begin.
@@ -86,12 +98,12 @@ impl Climb {
             return self.level;
         }
         let work = seen.work as f64 / seen.span.as_secs_f64().max(1e-3);
-        let percent = if self.starting() { WORTH_PERCENT_FIRST } else { WORTH_PERCENT };
+        let worth = self.worth(seen);
         match self.before.take() {
-            Some((level, base)) if work < base * (100 + percent) as f64 / 100.0 => {
+            Some((level, base)) if work < base * (1.0 + worth) => {
                 self.level = level;
                 self.failed = (self.failed + 1).min(MOST_FAILED);
-                self.rest = 1 << self.failed;
+                self.rest = (1 << self.failed) - 1;
             }
             _ if self.rest > 0 => self.rest -= 1,
             _ if self.level < HIGHEST => {
@@ -110,13 +122,17 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn seen(work: u64) -> Seen {
+        Seen { work, full: true, span: SECOND, first_byte: Duration::ZERO }
+    }
+
     /// A source that serves `per_request` a second for each request, up to `ceiling` in all.
     fn settle(per_request: u64, ceiling: u64, spans: u32) -> u32 {
         let mut climb = Climb::new();
         let mut level = FIRST;
         for _ in 0..spans {
             let work = (u64::from(level) * per_request).min(ceiling);
-            level = climb.next(Seen { work, full: true, span: SECOND });
+            level = climb.next(seen(work));
         }
         level
     }
@@ -130,14 +146,13 @@ mod tests {
 
     #[test]
     fn it_stays_where_more_brings_nothing() {
-        let level = settle(1000, 80_000, 10);
-        assert!((64..=128).contains(&level), "{level}");
+        assert_eq!(settle(1000, 80_000, 10), 64);
     }
 
     #[test]
     fn what_comes_while_connections_are_opened_is_no_measure() {
         let mut climb = Climb::new();
-        let mut level = |work| climb.next(Seen { work, full: true, span: SECOND });
+        let mut level = |work| climb.next(seen(work));
         assert_eq!(level(10_000), FIRST);
         // all that there is: to go on from the first span would have seemed to pay
         let levels = [level(20_000), level(20_000), level(20_000)];
@@ -147,12 +162,25 @@ mod tests {
     #[test]
     fn a_source_that_takes_its_time_is_soon_asked_for_more() {
         let mut climb = Climb::new();
-        let mut level = |work| climb.next(Seen { work, full: true, span: SECOND });
+        let mut level = |work| climb.next(seen(work));
         assert_eq!([level(0), level(1000), level(1000)], [FURTHER, FURTHER * 2, FURTHER]);
         // and while nothing comes, for more still: what takes long is no sign of too much
         let mut climb = Climb::new();
-        let mut level = |work| climb.next(Seen { work, full: true, span: SECOND });
+        let mut level = |work| climb.next(seen(work));
         assert_eq!([level(0), level(0)], [FURTHER, FURTHER * 2]);
+    }
+
+    #[test]
+    fn what_cannot_show_yet_is_not_asked_for() {
+        let first_byte = SECOND / 2;
+        let level = |more: u64| {
+            let mut climb = Climb::new();
+            let mut level = |work| climb.next(Seen { first_byte, ..seen(work) });
+            assert_eq!([level(1000), level(1000)], [FIRST, FIRST * 2]);
+            level(1000 + more)
+        };
+        // half of 40 %: the requests that are new answered in half of the span
+        assert_eq!([level(190), level(210)], [FIRST, FIRST * 4]);
     }
 
     #[test]
@@ -162,7 +190,7 @@ mod tests {
         for span in 0..12 {
             // nothing came in the second span, for whatever reason
             let work = if span == 1 { 0 } else { u64::from(level) * 1000 };
-            level = climb.next(Seen { work, full: true, span: SECOND });
+            level = climb.next(seen(work));
         }
         assert_eq!(level, HIGHEST);
     }
@@ -171,7 +199,7 @@ mod tests {
     fn an_idle_level_does_not_move() {
         let mut climb = Climb::new();
         for work in [0, 10, 1_000_000] {
-            assert_eq!(climb.next(Seen { work, full: false, span: SECOND }), FIRST);
+            assert_eq!(climb.next(Seen { full: false, ..seen(work) }), FIRST);
         }
     }
 }

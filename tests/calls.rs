@@ -80,15 +80,15 @@ fn within(
 #[test]
 fn a_small_object_takes_few_calls() {
     let server = server();
-    for (prefix, count) in [("few/", 100), ("many/", 2100)] {
+    for (prefix, count) in [("few/", 100), ("many/", 10_100)] {
         let sizes = Sizes::Fixed(16 * KIB);
         let prefix = prefix.to_owned();
         server.generate(BUCKET, Generated { prefix, count, sizes, seed: 1, fan_out: 100 });
     }
     let (few, many) = (calls(&server, "few/"), calls(&server, "many/"));
-    // one each: send, receive, open, write, time, close, link, unlink, record. One more is too many;
-    // half a one is room for threads and their directories, where a busy machine makes names look slow.
-    within("an object of 16 KiB", &few, &many, 2000, 10.0);
+    // One each: send, receive, open, write, time, close, link, unlink, record. Of so many objects, because
+    // a machine so busy that names look slow takes some hundreds more, for threads and their directories.
+    within("an object of 16 KiB", &few, &many, 10_000, 9.5);
 }
 
 #[test]

@@ -18,7 +18,7 @@ const START_SPAN: Duration = Duration::from_millis(20);
 const FIRST_SPAN: Duration = Duration::from_millis(10);
 /// By what share work must grow for a climb to be kept.
 const WORTH: f64 = 0.05;
-/// At the start, when spans are short: the share of what comes once the new requests are answered.
+/// The same at the start, when spans are short, once the new requests are answered.
 const WORTH_FIRST: f64 = 0.4;
 /// After a climb that brought nothing the next try is two spans later, after each more in a row twice as
 /// many, up to 2 to this power. One that failed at the start may have met a listing that had nothing yet,
@@ -38,6 +38,12 @@ pub(super) struct Seen {
     pub(super) span: Duration,
     /// How long an answer took to begin.
     pub(super) first_byte: Duration,
+}
+
+impl Seen {
+    fn seconds(&self) -> f64 {
+        self.span.as_secs_f64().max(1e-3)
+    }
 }
 
 /// The level, and what the last climb brought.
@@ -67,7 +73,7 @@ impl Climb {
         if !self.starting() {
             return WORTH;
         }
-        let unanswered = seen.first_byte.as_secs_f64() / seen.span.as_secs_f64().max(1e-3);
+        let unanswered = seen.first_byte.as_secs_f64() / seen.seconds();
         (WORTH_FIRST * (1.0 - unanswered)).max(WORTH)
     }
 
@@ -97,10 +103,9 @@ impl Climb {
             }
             return self.level;
         }
-        let work = seen.work as f64 / seen.span.as_secs_f64().max(1e-3);
-        let worth = self.worth(seen);
+        let work = seen.work as f64 / seen.seconds();
         match self.before.take() {
-            Some((level, base)) if work < base * (1.0 + worth) => {
+            Some((level, base)) if work < base * (1.0 + self.worth(seen)) => {
                 self.level = level;
                 self.failed = (self.failed + 1).min(MOST_FAILED);
                 self.rest = (1 << self.failed) - 1;

@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use chrono::{DateTime, Utc};
 use memchr::{memchr, memchr2, memmem};
 use quick_xml::Reader;
-use quick_xml::escape::unescape;
 use quick_xml::events::Event;
 
 use crate::keys::{Dialect, Key};
@@ -241,10 +240,16 @@ fn plain(body: &str) -> Option<Result<Reading, PageError>> {
     let mut open: Vec<&str> = Vec::new();
     let mut rest = body;
     loop {
-        let (text, tag) = rest.split_at(memchr(b'<', rest.as_bytes())?);
+        let mut end = memchr2(b'<', b'&', rest.as_bytes())?;
+        let refers = rest.as_bytes()[end] == b'&';
+        if refers {
+            end += memchr(b'<', &rest.as_bytes()[end..])?;
+        }
+        let (text, tag) = rest.split_at(end);
         if let Some(closing) = tag.strip_prefix("</") {
             rest = closing.strip_prefix(open.pop()?)?.strip_prefix(">")?;
-            if let Err(error) = reading.end(unescape(text).ok()?) {
+            let text = if refers { Cow::Owned(resolved(text)?) } else { Cow::Borrowed(text) };
+            if let Err(error) = reading.end(text) {
                 return Some(Err(error));
             }
             if open.is_empty() {
@@ -253,7 +258,7 @@ fn plain(body: &str) -> Option<Result<Reading, PageError>> {
             continue;
         }
         // a text before any other tag is nobody's, but not everything is a text
-        if memchr(b'&', text.as_bytes()).is_some() {
+        if refers {
             return None;
         }
         if open.is_empty()
@@ -262,12 +267,13 @@ fn plain(body: &str) -> Option<Result<Reading, PageError>> {
             rest = declaration.split_once("?>")?.1;
             continue;
         }
-        let end = memchr(b'>', tag.as_bytes())?;
-        rest = &tag[end + 1..];
-        let is_empty = tag.as_bytes()[end - 1] == b'/';
-        let tag = &tag[1..end - usize::from(is_empty)];
-        let name = tag.bytes().position(|byte| !byte.is_ascii_alphanumeric());
-        let (name, attributes) = tag.split_at(name.unwrap_or(tag.len()));
+        let tag = &tag[1..];
+        let (name, behind) =
+            tag.split_at(tag.bytes().position(|byte| !byte.is_ascii_alphanumeric())?);
+        let (attributes, behind) = behind.split_at(memchr(b'>', behind.as_bytes())?);
+        rest = &behind[1..];
+        let is_empty = attributes.ends_with('/');
+        let attributes = attributes.strip_suffix('/').unwrap_or(attributes);
         if name.is_empty() || !(attributes.is_empty() || are_plain(attributes)) {
             return None;
         }
@@ -284,6 +290,20 @@ fn plain(body: &str) -> Option<Result<Reading, PageError>> {
             return Some(Err(error));
         }
     }
+}
+
+/// A text with its references replaced; `None` if there is another than XML's own.
+fn resolved(text: &str) -> Option<String> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = memchr(b'&', rest.as_bytes()) {
+        out.push_str(&rest[..at]);
+        let (name, behind) = rest[at + 1..].split_once(';')?;
+        out.push(entity(name)?);
+        rest = behind;
+    }
+    out.push_str(rest);
+    Some(out)
 }
 
 /// Whether what is between a tag's name and the next `>` are attributes, and not a part of one.
@@ -415,33 +435,27 @@ pub(super) fn entity(name: &str) -> Option<char> {
     }
 }
 
+/// The byte that two hex digits stand for.
+fn coded(digits: &[u8]) -> Option<u8> {
+    let digit = |at: usize| char::from(*digits.get(at)?).to_digit(16);
+    u8::try_from(digit(0)? << 4 | digit(1)?).ok()
+}
+
 /// Undoes `encoding-type=url`, in which S3 writes a space as `+` and a plus as `%2B`.
 fn url_decode(text: String) -> Result<String, PageError> {
     if memchr2(b'%', b'+', text.as_bytes()).is_none() {
         return Ok(text);
     }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, behind)) = rest.split_first() {
-        rest = behind;
-        match byte {
-            b'+' => bytes.push(b' '),
-            b'%' => {
-                let code = behind
-                    .get(..2)
-                    .and_then(|hex| std::str::from_utf8(hex).ok())
-                    .and_then(|hex| u8::from_str_radix(hex, 16).ok());
-                match code {
-                    Some(code) => {
-                        bytes.push(code);
-                        rest = &behind[2..];
-                    }
-                    None => bytes.push(b'%'),
-                }
-            }
-            byte => bytes.push(byte),
-        }
+    // in place: what is decoded is never longer
+    let mut bytes = text.into_bytes();
+    let (mut from, mut to) = (0, 0);
+    while let Some(&byte) = bytes.get(from) {
+        let code = if byte == b'%' { coded(&bytes[from + 1..]) } else { None };
+        from += if code.is_some() { 3 } else { 1 };
+        bytes[to] = code.unwrap_or(if byte == b'+' { b' ' } else { byte });
+        to += 1;
     }
+    bytes.truncate(to);
     String::from_utf8(bytes).map_err(|error| {
         let text = clean(&String::from_utf8_lossy(error.as_bytes()));
         PageError::Key(StoreError::BadKey { reason: format!("{text:?} is not UTF-8") })
@@ -613,6 +627,20 @@ mod tests {
             }
         }
         assert!(refused > OSS.len(), "{refused}");
+    }
+
+    #[test]
+    fn two_hex_digits_behind_a_percent_are_a_byte_and_nothing_else_is() {
+        for (text, decoded) in [
+            ("a%2Fb+c%2B", Some("a/b c+")),
+            ("%e4%BD%a0%25", Some("\u{4f60}%")),
+            ("100%", Some("100%")),
+            ("%2", Some("%2")),
+            ("%g0%+a%%41", Some("%g0% a%A")),
+            ("%FF", None),
+        ] {
+            assert_eq!(url_decode(text.to_owned()).ok().as_deref(), decoded, "{text}");
+        }
     }
 
     proptest! {

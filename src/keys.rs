@@ -107,8 +107,19 @@ impl fmt::Display for Bucket {
 /// An object's key, exact: any UTF-8, 1 to [`MAX_KEY`] bytes.
 ///
 /// Keys order as a listing does: by bytes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(String);
+
+impl Clone for Key {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+
+    // the derived one would not use the memory again
+    fn clone_from(&mut self, source: &Self) {
+        self.0.clone_from(&source.0);
+    }
+}
 
 impl Key {
     /// Takes a key as the source lists it.
@@ -169,7 +180,7 @@ impl Prefix {
     }
 
     /// How much of the prefix is no part of the path in the volume: all up to its last `/`.
-    fn parent_len(&self) -> usize {
+    pub(crate) fn parent_len(&self) -> usize {
         self.0.rfind('/').map_or(0, |slash| slash + 1)
     }
 
@@ -212,6 +223,24 @@ impl Prefix {
 pub struct VolumePath(String);
 
 impl VolumePath {
+    /// Takes a path as it is.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn new(path: String) -> Result<Self, &'static str> {
+        if path.len() > MAX_PATH {
+            return Err("more than 4095 bytes");
+        }
+        let mut segments = path.as_bytes().split(|byte| *byte == b'/');
+        if segments.clone().next().is_some_and(is_own) {
+            return Err("the directory .ossvp is ossvp's own");
+        }
+        if let Some(reason) = segments.find_map(refuse_segment) {
+            return Err(reason);
+        }
+        Ok(Self(path))
+    }
+
     /// The path's text, relative to the volume root.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -229,13 +258,13 @@ impl VolumePath {
 }
 
 /// Why a single segment cannot stand in a [`VolumePath`], if it cannot.
-pub fn refuse_segment(segment: &str) -> Option<&'static str> {
+fn refuse_segment(segment: &[u8]) -> Option<&'static str> {
     match segment {
-        "" => Some("an empty segment"),
-        "." => Some("a segment \".\""),
-        ".." => Some("a segment \"..\""),
+        b"" => Some("an empty segment"),
+        b"." => Some("a segment \".\""),
+        b".." => Some("a segment \"..\""),
         _ if segment.len() > MAX_SEGMENT => Some("a segment of more than 255 bytes"),
-        _ if segment.contains('\0') => Some("a NUL character"),
+        _ if segment.contains(&0) => Some("a NUL character"),
         _ => None,
     }
 }
@@ -243,24 +272,19 @@ pub fn refuse_segment(segment: &str) -> Option<&'static str> {
 /// Whether `segment`, as the first of a path, names [`OWN_DIRECTORY`]. Case is ignored because
 /// some file systems ignore it.
 pub fn is_own_directory(segment: &str) -> bool {
-    segment.eq_ignore_ascii_case(OWN_DIRECTORY)
+    is_own(segment.as_bytes())
+}
+
+fn is_own(segment: &[u8]) -> bool {
+    segment.eq_ignore_ascii_case(OWN_DIRECTORY.as_bytes())
 }
 
 impl FromStr for VolumePath {
     type Err = NameError;
 
     fn from_str(path: &str) -> Result<Self, NameError> {
-        let refuse = |reason| Err(NameError::Path { path: path.to_owned(), reason });
-        if path.len() > MAX_PATH {
-            return refuse("more than 4095 bytes");
-        }
-        if let Some(reason) = path.split('/').find_map(refuse_segment) {
-            return refuse(reason);
-        }
-        if path.split('/').next().is_some_and(is_own_directory) {
-            return refuse("the directory .ossvp is ossvp's own");
-        }
-        Ok(Self(path.to_owned()))
+        Self::new(path.to_owned())
+            .map_err(|reason| NameError::Path { path: path.to_owned(), reason })
     }
 }
 

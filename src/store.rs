@@ -212,15 +212,15 @@ impl Source {
         Ok(Self { dialect, prefix, place: Place::Bucket(client), decorate: None, meter })
     }
 
-    /// The objects under the prefix, only those strictly behind `after` if given. OSS and most S3
-    /// servers list in key order; nothing here relies on it.
+    /// The objects under the prefix, page by page, only those strictly behind `after` if given. OSS and
+    /// most S3 servers list in key order; nothing here relies on it.
     ///
-    /// Streamed page by page: up to three pages are asked for while another is used.
+    /// Up to three pages are asked for while another is used. A page may be empty.
     /// After an error nothing follows.
     ///
     /// Of a directory: the regular files below it, symlinks followed, keys being their paths
     /// relative to it; also in key order. Empty directories are no objects.
-    pub fn list(&self, after: Option<&Key>) -> BoxStream<'static, Result<Listed, StoreError>> {
+    pub fn list(&self, after: Option<&Key>) -> BoxStream<'static, Result<Vec<Listed>, StoreError>> {
         match &self.place {
             Place::Bucket(client) => {
                 lister::list(client.clone(), self.prefix.clone(), after.cloned())
@@ -229,8 +229,8 @@ impl Source {
         }
     }
 
-    /// The objects under the prefix, each once: the first keys in order, and between them some of the
-    /// others.
+    /// The objects under the prefix, each once, page by page: the first keys in order, and between them
+    /// some of the others.
     ///
     /// A bucket is listed by one lister as long as there are a few pages, or none is waited for longer than
     /// `worth`; then by several at once: each in a part of the keys, which is divided again for whoever

@@ -82,17 +82,18 @@ impl Files {
         Ok(Self { root: root.into(), piece: piece.unwrap_or(PIECE).clamp(1, PIECE), meter })
     }
 
-    /// Depth first, the entries of each directory sorted as key text. Memory holds the entries of
-    /// the directories on the way to the current file, and no more.
+    /// Depth first, the entries of each directory sorted as key text. A page is the files of a directory
+    /// up to the next one in it. Memory holds the entries of the directories on the way to the current
+    /// file, and no more.
     pub(super) fn list(
         &self,
         after: Option<Key>,
-    ) -> BoxStream<'static, Result<Listed, StoreError>> {
+    ) -> BoxStream<'static, Result<Vec<Listed>, StoreError>> {
         let walk = Walk { files: self.clone(), after, way: None };
         futures::stream::unfold(Some(walk), |walk| async {
             let mut walk = walk?;
-            match walk.next().await {
-                Ok(Some(listed)) => Some((Ok(listed), Some(walk))),
+            match walk.page().await {
+                Ok(Some(page)) => Some((Ok(page), Some(walk))),
                 Ok(None) => None,
                 Err(error) => Some((Err(error), None)),
             }
@@ -149,7 +150,7 @@ async fn read_some(file: &mut tokio::fs::File, want: usize) -> io::Result<Bytes>
 }
 
 impl Walk {
-    async fn next(&mut self) -> Result<Option<Listed>, StoreError> {
+    async fn page(&mut self) -> Result<Option<Vec<Listed>>, StoreError> {
         loop {
             let Some(way) = &mut self.way else {
                 let root = self.read(String::new()).await?;
@@ -157,31 +158,31 @@ impl Walk {
                 continue;
             };
             let Some(open) = way.last_mut() else { return Ok(None) };
-            let Some(Entry { key, file }) = open.entries.pop_front() else {
+            let mut page = Vec::new();
+            while let Some(entry) = open.entries.pop_front_if(|entry| entry.file.is_some()) {
+                let is_wanted =
+                    |listed: &Listed| self.after.as_ref().is_none_or(|after| listed.key > *after);
+                page.extend(entry.file.filter(is_wanted));
+            }
+            if !page.is_empty() {
+                return Ok(Some(page));
+            }
+            let Some(Entry { key, .. }) = open.entries.pop_front() else {
                 way.pop();
                 continue;
             };
-            if let Some(after) = &self.after {
-                // a directory's keys may lie behind `after` although the directory does not
-                let behind =
-                    *key > *after.as_str() || (file.is_none() && after.as_str().starts_with(&key));
-                if !behind {
-                    continue;
-                }
+            // a directory's keys may lie behind `after` although the directory does not
+            let after = self.after.as_ref().map_or("", Key::as_str);
+            if *key <= *after && !after.starts_with(&key) {
+                continue;
             }
-            match file {
-                Some(listed) => return Ok(Some(listed)),
-                None => {
-                    let open = self.read(key.clone()).await?;
-                    let way = self.way.get_or_insert_default();
-                    if way.iter().any(|above| above.id == open.id) {
-                        let path = self.files.root.join(&key);
-                        let error = io::Error::other("a symlink leads back up to it");
-                        return Err(no_directory(&path, error));
-                    }
-                    way.push(open);
-                }
+            let open = self.read(key.clone()).await?;
+            let way = self.way.get_or_insert_default();
+            if way.iter().any(|above| above.id == open.id) {
+                let error = io::Error::other("a symlink leads back up to it");
+                return Err(no_directory(&self.files.root.join(&key), error));
             }
+            way.push(open);
         }
     }
 

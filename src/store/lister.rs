@@ -7,8 +7,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinError;
 
@@ -78,22 +78,20 @@ pub(super) struct Lister {
     milestone: Option<(String, Option<u64>)>,
 }
 
-/// Lists the objects under `prefix` behind `after`, in the source's order.
+/// Lists the objects under `prefix` behind `after`, page by page, in the source's order.
 ///
 /// Ends after its first error.
 pub(super) fn list(
     client: Arc<Client>,
     prefix: Prefix,
     after: Option<Key>,
-) -> BoxStream<'static, Result<Listed, StoreError>> {
+) -> BoxStream<'static, Result<Vec<Listed>, StoreError>> {
     let lister = Lister::new(client, prefix, after, AHEAD);
     futures::stream::try_unfold(Some(lister), |lister| async move {
         let Some(mut lister) = lister else { return Ok(None) };
         let Paged { objects, more } = lister.page().await?;
         Ok::<_, StoreError>(Some((objects, more.then_some(lister))))
     })
-    .map_ok(|objects| futures::stream::iter(objects.into_iter().map(Ok)))
-    .try_flatten()
     .fuse()
     .boxed()
 }

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use futures::stream::{BoxStream, FuturesUnordered};
-use futures::{StreamExt, TryStreamExt};
 
 use crate::aside::Aside;
 use crate::keys::{Key, Prefix};
@@ -110,16 +110,17 @@ struct Spread {
     wait: Option<Duration>,
 }
 
-/// An object of a listing by several listers.
+/// Objects of a listing by several listers, which follow each other in the source's order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// All before it have come: the next in the source's order.
-    Next(Listed),
-    /// Some that are before it are still to come.
-    Early(Listed),
+    /// All before them have come.
+    Next(Vec<Listed>),
+    /// Some that are before them are still to come.
+    Early(Vec<Listed>),
 }
 
-/// Lists the objects under `prefix`, by several listers once a page is waited for longer than `worth`.
+/// Lists the objects under `prefix`, page by page, by several listers once a page is waited for longer
+/// than `worth`.
 ///
 /// Ends after its first error.
 pub(super) fn list(
@@ -129,14 +130,10 @@ pub(super) fn list(
 ) -> BoxStream<'static, Result<Found, StoreError>> {
     let spread = Spread::new(client, prefix, worth);
     futures::stream::try_unfold(spread, |mut spread| async move {
-        let page = spread.page().await?;
-        Ok::<_, StoreError>(page.map(|(id, objects)| ((id, objects), spread)))
+        let Some((id, objects)) = spread.page().await? else { return Ok(None) };
+        let found = if id == FIRST { Found::Next(objects) } else { Found::Early(objects) };
+        Ok::<_, StoreError>(Some((found, spread)))
     })
-    .map_ok(|(id, objects)| {
-        let found = if id == FIRST { Found::Next } else { Found::Early };
-        futures::stream::iter(objects.into_iter().map(move |object| Ok(found(object))))
-    })
-    .try_flatten()
     .fuse()
     .boxed()
 }

@@ -231,7 +231,7 @@ impl Ledger {
         checked: Checked,
     ) -> Result<Committed, Failure> {
         self.record(FileRecord {
-            relative: entry.relative.clone(),
+            relative: entry.relative().to_owned(),
             path,
             size: digests.length,
             etag: entry.etag.clone(),
@@ -271,7 +271,7 @@ impl Ledger {
         if kept {
             return Ok(());
         }
-        let line = Line::Directory { relative: entry.relative.clone(), path: path.clone() };
+        let line = Line::Directory { relative: entry.relative().to_owned(), path: path.clone() };
         self.append(&mut state, &line)
     }
 

@@ -25,7 +25,7 @@ const MARKER_LIMIT: u64 = 4 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Held {
     File {
-        record: FileRecord,
+        record: Box<FileRecord>,
         /// Whether its bytes are on the device for certain: they were synced since they were written.
         trusted: bool,
     },
@@ -201,7 +201,7 @@ impl History {
             match Line::decode(line) {
                 Some(Line::File(record)) => {
                     let trusted = !self.untrusted.iter().any(|range| range.contains(&offset));
-                    return Ok(Some(Held::File { record: *record, trusted }));
+                    return Ok(Some(Held::File { record, trusted }));
                 }
                 Some(Line::Directory { relative, path }) => {
                     return Ok(Some(Held::Directory { relative, path }));

@@ -84,7 +84,7 @@ impl Large {
             return Err(Failure::Unexpected(format!("{} is no file", entry.key)));
         };
         let parts = usize::try_from(size.div_ceil(part_size)).unwrap_or(usize::MAX);
-        let name = hex(&Sha256::digest(entry.relative.as_bytes())[..16]);
+        let name = hex(&Sha256::digest(entry.relative().as_bytes())[..16]);
 
         let mut header = String::new();
         let version = [etag.as_deref().unwrap_or("-"), &size.to_string(), &part_size.to_string()];

@@ -9,9 +9,7 @@ use std::borrow::Cow;
 use sha2::{Digest, Sha256};
 
 use crate::handoff::Unmappable;
-use crate::keys::{
-    Key, MAX_PATH, MAX_SEGMENT, Prefix, VolumePath, hex, is_own_directory, refuse_segment,
-};
+use crate::keys::{Key, MAX_PATH, MAX_SEGMENT, Prefix, VolumePath, hex, is_own_directory};
 
 /// Where one key goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,8 +44,6 @@ pub enum LayoutError {
 
 const BELOW_A_FILE: &str = "a key that is its beginning is a file";
 const CONTENT_IN_DIRECTORY: &str = "it ends in / but has content";
-const OWN: &str = "its first segment is .ossvp, which is ossvp's own";
-const TOO_LONG: &str = "more than 4095 bytes";
 
 /// How many characters of a shortened name are its digest, `%` included.
 const DIGEST_LEN: usize = 17;
@@ -79,14 +75,17 @@ const DIGEST_LEN: usize = 17;
 pub struct Layout {
     prefix: Prefix,
     mode: Unmappable,
-    /// Relative keys that became files and are string prefixes of the last key, shortest first.
-    files: Vec<String>,
+    /// The last relative key that became a file.
+    file: String,
+    /// The lengths of those of its beginnings that became files and are string prefixes of the last key,
+    /// ascending.
+    ends: Vec<usize>,
 }
 
 impl Layout {
     /// A layout for the keys under `prefix`.
     pub fn new(prefix: Prefix, mode: Unmappable) -> Self {
-        Self { prefix, mode, files: Vec::new() }
+        Self { prefix, mode, file: String::new(), ends: Vec::new() }
     }
 
     /// Where `key`, an object of `size` bytes, goes.
@@ -101,12 +100,13 @@ impl Layout {
         if relative.is_empty() && size == 0 {
             return Ok(Place::Root);
         }
-        self.files.retain(|file| relative.starts_with(file.as_str()));
+        let common = common_len(self.file.as_bytes(), relative.as_bytes());
+        self.ends.truncate(self.ends.partition_point(|end| *end <= common));
         // byte offsets of the slashes behind which a key would lie below a file
         let below: Vec<usize> = self
-            .files
+            .ends
             .iter()
-            .map(String::len)
+            .copied()
             .filter(|end| relative.as_bytes().get(*end) == Some(&b'/'))
             .collect();
         let place = match self.mode {
@@ -119,9 +119,10 @@ impl Layout {
             }
             (place, _) => {
                 // a key that comes twice is one file
-                let known = self.files.last().is_some_and(|file| file == relative);
+                let known = self.ends.last() == Some(&relative.len());
                 if matches!(place, Place::File(_)) && !known {
-                    self.files.push(relative.to_owned());
+                    self.ends.push(relative.len());
+                    relative.clone_into(&mut self.file);
                 }
                 Ok(place)
             }
@@ -129,8 +130,9 @@ impl Layout {
     }
 }
 
-fn parsed(path: &str) -> Result<VolumePath, &'static str> {
-    path.parse().map_err(|_| TOO_LONG)
+/// How many bytes both begin with.
+fn common_len(one: &[u8], other: &[u8]) -> usize {
+    one.iter().zip(other).take_while(|(a, b)| a == b).count()
 }
 
 fn literal(relative: &str, size: u64, below: &[usize]) -> Place {
@@ -138,18 +140,17 @@ fn literal(relative: &str, size: u64, below: &[usize]) -> Place {
         Some(path) => (path, true),
         None => (relative, false),
     };
-    let refused = if !below.is_empty() {
-        Some(BELOW_A_FILE)
-    } else if path.split('/').next().is_some_and(is_own_directory) {
-        Some(OWN)
-    } else if let Some(reason) = path.split('/').find_map(refuse_segment) {
-        Some(reason)
-    } else if directory && size > 0 {
-        Some(CONTENT_IN_DIRECTORY)
-    } else {
-        None
-    };
-    match refused.map_or_else(|| parsed(path), Err) {
+    if !below.is_empty() {
+        return Place::Nowhere(BELOW_A_FILE);
+    }
+    match VolumePath::new(path.to_owned()) {
+        Ok(_) if directory && size > 0 => Place::Nowhere(CONTENT_IN_DIRECTORY),
+        placed => placed_as(placed, directory),
+    }
+}
+
+fn placed_as(placed: Result<VolumePath, &'static str>, directory: bool) -> Place {
+    match placed {
         Ok(path) if directory => Place::Directory(path),
         Ok(path) => Place::File(path),
         Err(reason) => Place::Nowhere(reason),
@@ -177,11 +178,7 @@ fn escaped(relative: &str, size: u64, below: &[usize]) -> Place {
         start = slash + 1;
     }
     let path = if path.len() > MAX_PATH { cut(&path, relative, MAX_PATH) } else { path };
-    match parsed(&path) {
-        Ok(path) if directory => Place::Directory(path),
-        Ok(path) => Place::File(path),
-        Err(reason) => Place::Nowhere(reason),
-    }
+    placed_as(VolumePath::new(path), directory)
 }
 
 /// One segment, which begins at byte `start` of the relative key and may hold slashes behind files.

@@ -1,9 +1,10 @@
 //! The listing, object by object: what is listed, where it goes, and which of it is ours to fetch.
 
-use std::io;
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+use std::{io, vec};
 
 use chrono::DateTime;
 use futures::stream::BoxStream;
@@ -43,8 +44,8 @@ pub(crate) enum Target {
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) key: Key,
-    /// The key without the prefix's parent.
-    pub(crate) relative: String,
+    /// How many bytes of the key are no part of the path: the prefix's parent.
+    pub(crate) parent_len: usize,
     pub(crate) target: Target,
     /// As listed.
     pub(crate) size: u64,
@@ -61,6 +62,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// The key without the prefix's parent.
+    pub(crate) fn relative(&self) -> &str {
+        &self.key.as_str()[self.parent_len..]
+    }
+
     /// The path of an entry that is a file.
     pub(crate) fn file(&self) -> Result<&VolumePath, Failure> {
         match &self.target {
@@ -83,7 +89,7 @@ pub(crate) enum Order {
 
 /// Where the records come from.
 enum Raw {
-    Source(BoxStream<'static, Result<Listed, StoreError>>),
+    Source(BoxStream<'static, Result<Vec<Listed>, StoreError>>),
     Several { found: BoxStream<'static, Result<Found, StoreError>>, early: Sorter },
     Spooled(Sorted),
 }
@@ -91,6 +97,8 @@ enum Raw {
 /// The listing in key order.
 pub(crate) struct Listing {
     raw: Raw,
+    /// What is left of a page.
+    page: vec::IntoIter<Listed>,
     layout: Layout,
     filter: Arc<Filter>,
     prefix: Prefix,
@@ -111,6 +119,7 @@ impl Listing {
         let prefix = options.source.prefix();
         Self {
             raw,
+            page: Vec::new().into_iter(),
             layout: Layout::new(prefix.clone(), options.unmappable),
             filter: Arc::clone(&options.filter),
             prefix,
@@ -154,11 +163,17 @@ impl Listing {
 
     async fn next_listed(&mut self) -> Result<Option<Listed>, Failure> {
         loop {
+            if let Some(listed) = self.page.next() {
+                return Ok(Some(listed));
+            }
             match &mut self.raw {
-                Raw::Source(stream) => return Ok(stream.next().await.transpose()?),
+                Raw::Source(pages) => match pages.next().await.transpose()? {
+                    Some(page) => self.page = page.into_iter(),
+                    None => return Ok(None),
+                },
                 Raw::Several { found, early } => match found.next().await.transpose()? {
-                    Some(Found::Next(listed)) => return Ok(Some(listed)),
-                    Some(Found::Early(listed)) => push(early, &listed)?,
+                    Some(Found::Next(page)) => self.page = page.into_iter(),
+                    Some(Found::Early(page)) => push(early, &page)?,
                     None => {
                         let ended = Raw::Source(futures::stream::empty().boxed());
                         if let Raw::Several { early, .. } = std::mem::replace(&mut self.raw, ended)
@@ -185,12 +200,19 @@ impl Listing {
     /// What the source answers, or a key that has no place in the volume.
     pub(crate) async fn next(&mut self) -> Result<Option<Entry>, Failure> {
         while let Some(listed) = self.next_listed().await? {
-            match self.previous.replace(listed.key.clone()) {
-                Some(previous) if previous == listed.key => return Err(Failure::Twice(previous)),
-                Some(previous) if previous > listed.key => {
-                    return Err(Failure::OutOfOrder { previous, key: listed.key });
+            match &mut self.previous {
+                Some(previous) => {
+                    match listed.key.cmp(previous) {
+                        Ordering::Greater => {}
+                        Ordering::Equal => return Err(Failure::Twice(listed.key)),
+                        Ordering::Less => {
+                            let (previous, key) = (previous.clone(), listed.key);
+                            return Err(Failure::OutOfOrder { previous, key });
+                        }
+                    }
+                    previous.clone_from(&listed.key);
                 }
-                _ => {}
+                none => *none = Some(listed.key.clone()),
             }
             if let Some(entry) = self.place(listed)? {
                 return Ok(Some(entry));
@@ -235,10 +257,10 @@ impl Listing {
             self.counters.wanted_objects.fetch_add(1, Relaxed);
             add_stated(&self.counters.wanted_bytes, size);
         }
-        let relative = self.prefix.relative(&key).unwrap_or_default().to_owned();
+        let parent_len = self.prefix.parent_len();
         let modified_ms = modified.timestamp_millis();
         let sha256 = None;
-        Ok(Some(Entry { key, relative, target, size, etag, modified_ms, symlink, sha256, mine }))
+        Ok(Some(Entry { key, parent_len, target, size, etag, modified_ms, symlink, sha256, mine }))
     }
 
     fn takes_key(&self, key: &Key) -> bool {
@@ -264,10 +286,10 @@ impl Listing {
 /// All that `source` lists.
 async fn sorted(source: &Source, spill: SpillFile) -> Result<Sorted, Failure> {
     let mut sorter = Sorter::new(spill);
-    let found = source.list_by_several(WORTH).map_ok(|found| match found {
-        Found::Next(listed) | Found::Early(listed) => listed,
+    let pages = source.list_by_several(WORTH).map_ok(|found| match found {
+        Found::Next(page) | Found::Early(page) => page,
     });
-    match gather(found.boxed(), &mut sorter).await {
+    match gather(pages.boxed(), &mut sorter).await {
         Err(Failure::Store(error @ StoreError::Torn { .. })) => {
             tracing::warn!(%error, "listing again, page by page");
             sorter.clear();
@@ -280,17 +302,20 @@ async fn sorted(source: &Source, spill: SpillFile) -> Result<Sorted, Failure> {
 
 /// Takes all of a listing.
 async fn gather(
-    mut listed: BoxStream<'static, Result<Listed, StoreError>>,
+    mut pages: BoxStream<'static, Result<Vec<Listed>, StoreError>>,
     sorter: &mut Sorter,
 ) -> Result<(), Failure> {
-    while let Some(object) = listed.next().await {
-        push(sorter, &object?)?;
+    while let Some(page) = pages.next().await {
+        push(sorter, &page?)?;
     }
     Ok(())
 }
 
-fn push(sorter: &mut Sorter, listed: &Listed) -> Result<(), Failure> {
-    sorter.push(listed.key.as_str().as_bytes(), &packed(listed)).map_err(spool_failed)
+fn push(sorter: &mut Sorter, page: &[Listed]) -> Result<(), Failure> {
+    for listed in page {
+        sorter.push(listed.key.as_str().as_bytes(), &packed(listed)).map_err(spool_failed)?;
+    }
+    Ok(())
 }
 
 /// Whether a listing failed because it came in parts, which did not meet or had no room, and not by what

@@ -28,12 +28,12 @@ pub(crate) enum Action {
     /// Fetch the object; `replaces` says that an older version of it is in the volume.
     Fetch { entry: Entry, replaces: bool },
     /// Leave the file as it is.
-    Keep(FileRecord),
+    Keep(Box<FileRecord>),
     /// Take a file that has no record for the object, if its bytes are the object's: a crash may
     /// come between a file's name and its line in the manifest.
     Adopt(Entry),
     /// Read the file again: fetch it if its bytes are not what was committed.
-    Reread { entry: Entry, record: FileRecord },
+    Reread { entry: Entry, record: Box<FileRecord> },
     /// Make a directory; `kept` says that it is recorded already.
     MakeDirectory { entry: Entry, kept: bool },
     /// Remove what the source does not list any more.
@@ -203,7 +203,7 @@ impl Planner {
                 }
                 (Some(_), None) => std::cmp::Ordering::Less,
                 (None, Some(_)) => std::cmp::Ordering::Greater,
-                (Some(entry), Some(held)) => entry.relative.as_str().cmp(held.relative()),
+                (Some(entry), Some(held)) => entry.relative().cmp(held.relative()),
             };
             let held = if order.is_ge() { self.take_held()? } else { None };
             if order.is_gt() {
@@ -228,7 +228,7 @@ impl Planner {
                 held => Ok(held.map(Action::Forget)),
             };
         }
-        entry.sha256 = self.sums.of(&entry.relative)?;
+        entry.sha256 = self.sums.of(entry.relative())?;
         let held = match held {
             Some(held) if moved => {
                 self.moving = Some(entry);
@@ -318,7 +318,7 @@ mod tests {
     fn entry() -> Entry {
         Entry {
             key: Key::new("p/a").unwrap(),
-            relative: "a".into(),
+            parent_len: 2,
             target: Target::File("a".parse().unwrap()),
             size: 5,
             etag: Some("\"e\"".into()),
@@ -384,7 +384,7 @@ mod tests {
             ("off does not satisfy auto", unchecked.clone(), true, auto, "fetch"),
             ("off satisfies off", unchecked, true, off, "keep"),
         ] {
-            let held = Some(Held::File { record, trusted });
+            let held = Some(Held::File { record: Box::new(record), trusted });
             let found = match decide(entry(), held, demands) {
                 Action::Fetch { .. } => "fetch",
                 Action::Keep(_) => "keep",
@@ -397,8 +397,8 @@ mod tests {
             assert_eq!(found, wanted, "{name}");
         }
         let stated = Entry { sha256: Some([1; 32]), ..entry() };
-        let held =
-            Held::File { record: FileRecord { sha256: Some([2; 32]), ..record() }, trusted: true };
+        let record = Box::new(FileRecord { sha256: Some([2; 32]), ..record() });
+        let held = Held::File { record, trusted: true };
         assert!(matches!(decide(stated, Some(held), sums), Action::Fetch { replaces: true, .. }));
         assert!(matches!(decide(entry(), None, auto), Action::Fetch { replaces: false, .. }));
     }

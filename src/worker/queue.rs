@@ -302,8 +302,8 @@ mod tests {
         let name = number.to_string();
         Entry {
             key: Key::new(name.clone()).unwrap(),
+            parent_len: 0,
             target: Target::File(name.parse().unwrap()),
-            relative: name,
             size,
             etag: None,
             modified_ms: 0,
@@ -319,7 +319,7 @@ mod tests {
         if is_fetch {
             return Action::Fetch { entry, replaces: false };
         }
-        let target = Target::Directory(entry.relative.parse().unwrap());
+        let target = Target::Directory(entry.relative().parse().unwrap());
         Action::MakeDirectory { entry: Entry { target, ..entry }, kept: false }
     }
 
@@ -327,7 +327,7 @@ mod tests {
         let (Action::Fetch { entry, .. } | Action::MakeDirectory { entry, .. }) = action else {
             panic!("{action:?}");
         };
-        entry.relative.parse().unwrap()
+        entry.relative().parse().unwrap()
     }
 
     proptest! {

@@ -200,7 +200,7 @@ impl Transfers {
             }
             Action::Adopt(entry) => Step::Unit(Unit::Adopt(Box::new(entry))),
             Action::Reread { entry, record } => {
-                Step::Unit(Unit::Reread { entry: Box::new(entry), record: Box::new(record) })
+                Step::Unit(Unit::Reread { entry: Box::new(entry), record })
             }
             Action::Fetch { entry, replaces } => self.fetch(entry, replaces).await?,
         })

@@ -36,14 +36,11 @@ async fn three_pages_are_asked_for_ahead_and_no_more() {
     let server = many(PAGES * 1000 - 500);
     let source = Setup::oss(&server).open();
     let mut listing = source.list(None);
-    for used in 0..7000 {
+    for page in 1..PAGES {
         listing.try_next().await.unwrap().unwrap();
-        let page = used / 1000 + 1;
-        if used % 1000 == 0 {
-            // without anybody waiting for more
-            let all = (page + 3).min(PAGES);
-            until("the next three pages", || pages(&server) >= all).await;
-        }
+        // without anybody waiting for more
+        let all = (page + 3).min(PAGES);
+        until("the next three pages", || pages(&server) >= all).await;
         assert!(pages(&server) <= page + 3, "{} asked for, {page} used", pages(&server));
     }
 }
@@ -52,7 +49,7 @@ async fn three_pages_are_asked_for_ahead_and_no_more() {
 async fn a_listing_can_begin_behind_a_key() {
     let server = many(2500);
     for source in [Setup::oss(&server).open(), Setup::s3(&server).open()] {
-        let after = |text: &str| source.list(Some(&key(text))).try_collect::<Vec<_>>();
+        let after = |text: &str| source.list(Some(&key(text))).try_concat();
         let rest = after("d/002498").await.unwrap();
         assert_eq!(rest.iter().map(|o| o.key.as_str()).collect::<Vec<_>>(), ["d/002499"]);
         assert_eq!(after("d/000000").await.unwrap().len(), 2499);

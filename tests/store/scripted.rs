@@ -12,7 +12,7 @@ use proptest::test_runner::{Config, TestRunner};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::support::{Setup, answer, bounded, chain, get, get_range, keys, policy};
+use crate::support::{Setup, answer, bounded, chain, get, get_range, keys, policy, texts};
 
 /// Answers each request by what `script` makes of its head and its number, then hangs up.
 async fn serve(script: impl Fn(&str, usize) -> String + Send + Sync + 'static) -> Setup {
@@ -69,7 +69,7 @@ fn page(keys: &[&str], next: Option<&str>) -> String {
 async fn list(setup: Setup) -> (Vec<String>, StoreError) {
     let mut all: Vec<_> = setup.open().list(None).collect().await;
     let error = all.pop().unwrap().unwrap_err();
-    (all.into_iter().map(|o| o.unwrap().key.as_str().to_owned()).collect(), error)
+    (all.into_iter().flat_map(|page| texts(page.unwrap())).collect(), error)
 }
 
 #[tokio::test]
@@ -106,10 +106,10 @@ fn paged(keys: &[&'static str], head: &str) -> String {
 
 async fn by_several(setup: Setup) -> Result<Vec<String>, StoreError> {
     let found: Vec<_> = setup.open().list_by_several(Duration::ZERO).try_collect().await?;
-    let key = |found| match found {
-        Found::Next(listed) | Found::Early(listed) => listed.key.as_str().to_owned(),
+    let page = |found| match found {
+        Found::Next(page) | Found::Early(page) => page,
     };
-    Ok(found.into_iter().map(key).collect())
+    Ok(found.into_iter().flat_map(|found| texts(page(found))).collect())
 }
 
 #[tokio::test]

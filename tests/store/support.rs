@@ -116,11 +116,16 @@ pub(crate) fn bounded(start: u64, end: u64) -> Option<GetRange> {
 }
 
 pub(crate) async fn listed(source: &Source) -> Result<Vec<Listed>, StoreError> {
-    source.list(None).try_collect().await
+    source.list(None).try_concat().await
 }
 
 pub(crate) async fn keys(source: &Source) -> Vec<String> {
-    listed(source).await.unwrap().into_iter().map(|o| o.key.as_str().to_owned()).collect()
+    texts(listed(source).await.unwrap()).collect()
+}
+
+/// The keys of a page.
+pub(crate) fn texts(page: Vec<Listed>) -> impl Iterator<Item = String> {
+    page.into_iter().map(|listed| listed.key.as_str().to_owned())
 }
 
 /// Sends a GET; the body is not read.

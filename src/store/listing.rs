@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
 use memchr::{memchr, memchr2, memmem};
+use percent_encoding::percent_decode_str;
 use quick_xml::Reader;
 use quick_xml::events::Event;
 
@@ -272,8 +273,10 @@ fn plain(body: &str) -> Option<Result<Reading, PageError>> {
             tag.split_at(tag.bytes().position(|byte| !byte.is_ascii_alphanumeric())?);
         let (attributes, behind) = behind.split_at(memchr(b'>', behind.as_bytes())?);
         rest = &behind[1..];
-        let is_empty = attributes.ends_with('/');
-        let attributes = attributes.strip_suffix('/').unwrap_or(attributes);
+        let (attributes, is_empty) = match attributes.strip_suffix('/') {
+            Some(attributes) => (attributes, true),
+            None => (attributes, false),
+        };
         if name.is_empty() || !(attributes.is_empty() || are_plain(attributes)) {
             return None;
         }
@@ -435,27 +438,13 @@ pub(super) fn entity(name: &str) -> Option<char> {
     }
 }
 
-/// The byte that two hex digits stand for.
-fn coded(digits: &[u8]) -> Option<u8> {
-    let digit = |at: usize| char::from(*digits.get(at)?).to_digit(16);
-    u8::try_from(digit(0)? << 4 | digit(1)?).ok()
-}
-
 /// Undoes `encoding-type=url`, in which S3 writes a space as `+` and a plus as `%2B`.
 fn url_decode(text: String) -> Result<String, PageError> {
-    if memchr2(b'%', b'+', text.as_bytes()).is_none() {
-        return Ok(text);
-    }
-    // in place: what is decoded is never longer
-    let mut bytes = text.into_bytes();
-    let (mut from, mut to) = (0, 0);
-    while let Some(&byte) = bytes.get(from) {
-        let code = if byte == b'%' { coded(&bytes[from + 1..]) } else { None };
-        from += if code.is_some() { 3 } else { 1 };
-        bytes[to] = code.unwrap_or(if byte == b'+' { b' ' } else { byte });
-        to += 1;
-    }
-    bytes.truncate(to);
+    let text = if text.contains('+') { text.replace('+', " ") } else { text };
+    let bytes = match Cow::from(percent_decode_str(&text)) {
+        Cow::Borrowed(_) => return Ok(text),
+        Cow::Owned(bytes) => bytes,
+    };
     String::from_utf8(bytes).map_err(|error| {
         let text = clean(&String::from_utf8_lossy(error.as_bytes()));
         PageError::Key(StoreError::BadKey { reason: format!("{text:?} is not UTF-8") })

@@ -232,7 +232,7 @@ impl VolumePath {
             return Err("more than 4095 bytes");
         }
         let mut segments = path.as_bytes().split(|byte| *byte == b'/');
-        if segments.clone().next().is_some_and(is_own) {
+        if segments.clone().next().is_some_and(is_own_directory) {
             return Err("the directory .ossvp is ossvp's own");
         }
         if let Some(reason) = segments.find_map(refuse_segment) {
@@ -271,11 +271,7 @@ fn refuse_segment(segment: &[u8]) -> Option<&'static str> {
 
 /// Whether `segment`, as the first of a path, names [`OWN_DIRECTORY`]. Case is ignored because
 /// some file systems ignore it.
-pub fn is_own_directory(segment: &str) -> bool {
-    is_own(segment.as_bytes())
-}
-
-fn is_own(segment: &[u8]) -> bool {
+pub(crate) fn is_own_directory(segment: &[u8]) -> bool {
     segment.eq_ignore_ascii_case(OWN_DIRECTORY.as_bytes())
 }
 
@@ -292,6 +288,12 @@ impl fmt::Display for VolumePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.0)
     }
+}
+
+/// Where two texts cease to be the same, in bytes; never within a character.
+pub(crate) fn fork(one: &str, other: &str) -> usize {
+    let same = one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
+    one.floor_char_boundary(same)
 }
 
 /// Lower-case hex digits.

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
+use crate::keys::fork;
+
 /// The characters that keys are made of, as far as they were seen.
 ///
 /// Keys use few of the characters that there are, and a place behind which there may be keys is found
@@ -60,11 +62,6 @@ pub(super) fn divide(
     // behind a character of `last`'s own that is before the end's, everything is
     let mut behind = last[fork..].char_indices().map(|(at, c)| fork + at + c.len_utf8());
     at(fork, below).or_else(|| behind.find_map(|place| at(place, None)))
-}
-
-/// Where two texts cease to be the same, in bytes.
-fn fork(one: &str, other: &str) -> usize {
-    one.chars().zip(other.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
 }
 
 #[cfg(test)]

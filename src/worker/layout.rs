@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use sha2::{Digest, Sha256};
 
 use crate::handoff::Unmappable;
-use crate::keys::{Key, MAX_PATH, MAX_SEGMENT, Prefix, VolumePath, hex, is_own_directory};
+use crate::keys::{Key, MAX_PATH, MAX_SEGMENT, Prefix, VolumePath, fork, hex, is_own_directory};
 
 /// Where one key goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,7 +100,7 @@ impl Layout {
         if relative.is_empty() && size == 0 {
             return Ok(Place::Root);
         }
-        let common = common_len(self.file.as_bytes(), relative.as_bytes());
+        let common = fork(&self.file, relative);
         self.ends.truncate(self.ends.partition_point(|end| *end <= common));
         // byte offsets of the slashes behind which a key would lie below a file
         let below: Vec<usize> = self
@@ -128,11 +128,6 @@ impl Layout {
             }
         }
     }
-}
-
-/// How many bytes both begin with.
-fn common_len(one: &[u8], other: &[u8]) -> usize {
-    one.iter().zip(other).take_while(|(a, b)| a == b).count()
 }
 
 fn literal(relative: &str, size: u64, below: &[usize]) -> Place {
@@ -187,7 +182,7 @@ fn escaped_segment<'s>(segment: &'s str, start: usize, below: &[usize]) -> Cow<'
         && !segment.contains(['%', '\0', '/'])
         && segment != "."
         && segment != ".."
-        && !(start == 0 && is_own_directory(segment))
+        && !(start == 0 && is_own_directory(segment.as_bytes()))
         && segment.len() <= MAX_SEGMENT;
     if plain {
         return Cow::Borrowed(segment);
@@ -208,7 +203,7 @@ fn escaped_segment<'s>(segment: &'s str, start: usize, below: &[usize]) -> Cow<'
                 out.push_str(&piece.replace('.', "%2E"))
             }
             _ => {
-                let own = n == 0 && start == 0 && is_own_directory(piece);
+                let own = n == 0 && start == 0 && is_own_directory(piece.as_bytes());
                 let rest = if own {
                     out.push_str("%2E");
                     &piece[1..]
